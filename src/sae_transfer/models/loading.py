@@ -1,0 +1,81 @@
+"""Local path (adapter, GGUF) -> a checked SplitModel, and a tokenizer. The one door to transformers and peft."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from sae_transfer.errors import UserError
+from sae_transfer.models.families import family
+from sae_transfer.models.split import SplitModel
+from sae_transfer.sources.resolve import ResolvedModel
+
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError, SafetensorError)
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) -> SplitModel:
+    """Weights in `dtype` on `device`, the adapter on top, cut at the boundaries and compared with the uncut pass.
+
+    Raises: UserError E-MODEL where weights are missing or can't be read, E-NAN where logits are not finite.
+    """
+    name = model.ref.name
+    attention = family(model.facts.model_type).attention
+    where = _from(model.base.path) | ({"attn_implementation": attention} if attention else {})
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except LOAD_ERRORS as error:
+        raise UserError("E-MODEL", f"model {name} can't be loaded ({_first_line(error)})", "check its folder") from None
+    if info["missing_keys"] or info["mismatched_keys"]:
+        wrong = sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])])
+        raise UserError("E-MODEL", f"model {name} lacks or has misshapen weights: {', '.join(wrong[:3])}", "save it whole")
+    if model.adapter is not None:
+        loaded = _with_adapter(loaded, model.adapter.path, name)
+    split = SplitModel(loaded.to(device), name)
+    split.check(boundaries)
+    return split
+
+
+def tokenizer(model: ResolvedModel) -> PreTrainedTokenizerFast | None:
+    """The model's tokenizer, or None where its folder has none. Raises UserError E-TOKENIZER where it is a slow one."""
+    path = model.base.path
+    if path.is_dir() and not any((path / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    try:
+        found = AutoTokenizer.from_pretrained(**_from(path), trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise UserError("E-TOKENIZER", f"tokenizer of {path} can't be loaded ({_first_line(error)})", "mend it") from None
+    if not isinstance(found, PreTrainedTokenizerFast):
+        raise UserError("E-TOKENIZER", f"tokenizer of {path} gives no offsets", "save it as a fast tokenizer")
+    found.model_max_length = math.inf
+    return found
+
+
+def _with_adapter(loaded: Any, folder: Path, name: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # peft only warns of adapter weights that fit nothing
+            return PeftModel.from_pretrained(loaded, folder, use_safetensors=True)
+    except (*LOAD_ERRORS, UserWarning) as error:
+        raise UserError("E-MODEL", f"adapter of {name} can't be loaded ({_first_line(error)})", "check its folder") from None
+
+
+def _from(path: Path) -> dict[str, Any]:
+    """How transformers is told of a folder or of a GGUF file."""
+    if path.is_file():
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": str(path)}
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

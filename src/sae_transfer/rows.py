@@ -1,0 +1,120 @@
+"""What was measured: the columns of a statistics row, and the calibration that rows belong to.
+
+The tensor side (engine) writes these, the table side (runs, metrics, report) reads them, and nothing else passes between
+the two. A row holds sums over the positions of one document in one token row, for one cell: adding rows is all that
+merging, sharding and resuming need, and every metric is a ratio of such sums.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a statistics row. Keys say what the sums belong to; counts and sums add up."""
+
+    name: str
+    role: Literal["key", "count", "sum"]
+    dtype: Literal["string", "int64", "float64"]
+    unit: str
+    meaning: str
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("model", "key", "string", "", "NAME of the model"),
+    Column("sae", "key", "string", "", "NAME of the SAE"),
+    Column("data", "key", "string", "", "NAME of the data set"),
+    Column("token_kind", "key", "string", "", "kind of the positions under test"),
+    Column("document", "key", "int64", "", "index of the document in input order"),
+    Column("row", "key", "int64", "", "index of the token row in input order"),
+    Column("scored", "count", "int64", "positions", "positions under test whose next token is scored"),
+    Column("kept", "count", "int64", "positions", "positions under test that are not outliers"),
+    Column("outliers", "count", "int64", "positions", "positions under test whose norm is above the threshold"),
+    Column("ce_clean", "sum", "float64", "nats", "cross-entropy of the unchanged model, over scored positions"),
+    Column("ce_spliced", "sum", "float64", "nats", "cross-entropy with the reconstruction spliced in, over scored positions"),
+    Column("ce_zero", "sum", "float64", "nats", "cross-entropy with positions under test zeroed, over scored positions"),
+    Column("kl", "sum", "float64", "nats", "KL(clean || spliced), over scored positions"),
+    Column("squared_error", "sum", "float64", "scaled units squared", "|y - x|^2 over kept positions"),
+    Column("squared_deviation", "sum", "float64", "scaled units squared", "|x - calibrated mean|^2 over kept positions"),
+    Column("error_ratio", "sum", "float64", "1", "squared error / squared deviation, position by position, over kept"),
+    Column("active_features", "sum", "float64", "features", "features with activation > 0, over kept positions"),
+    Column("norm", "sum", "float64", "unscaled units", "|resid| before scaling, over positions under test"),
+)
+
+KEYS = tuple(column.name for column in COLUMNS if column.role == "key")
+SUMS = tuple(column.name for column in COLUMNS if column.role != "key")
+CELL_KEYS = ("model", "sae", "data", "token_kind")
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Activation norms (unscaled) of one model at one hook point, over every unpadded position of the run's data."""
+
+    model: str
+    hook_point: str
+    positions: int
+    quantiles: dict[str, float]
+    auto_threshold: float | None
+    """Geometric mean of the two norms around the gap, unscaled; None where there is no gap, and so no outlier."""
+    outliers: int
+    scaled_by: str
+    """The data set whose norms give the scaling factors below."""
+    factor_auto: float
+    """sqrt(d_model) / mean norm without `auto`'s outliers."""
+    factor_saelens: float
+    """sqrt(d_model) / mean norm of all positions, SAELens's estimate."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What one model's activations are multiplied by before one SAE, and the norm above which a position is an outlier."""
+
+    model: str
+    sae: str
+    hook_point: str
+    asked_for: bool
+    """Whether the SAE's config asks for scaling; where it does not, the factor is 1."""
+    factor: float
+    threshold: float | None
+    """In scaled units; None where nothing is an outlier."""
+
+    @property
+    def unscaled_threshold(self) -> float | None:
+        """The same threshold on unscaled norms."""
+        return None if self.threshold is None else self.threshold / self.factor
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean residual (unscaled) of the kept positions of one data set and token kind, from which deviations are taken."""
+
+    model: str
+    hook_point: str
+    threshold: float | None
+    """Unscaled outlier threshold that decided which positions were kept."""
+    data: str
+    token_kind: str
+    count: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one run fixes before it measures anything. Rows of different calibrations don't add up."""
+
+    norms: tuple[Norms, ...]
+    scales: tuple[Scale, ...]
+    means: tuple[Mean, ...]
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the exact decimal form of every number."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def scale(self, model: str, sae: str) -> Scale:
+        """The scale of one SAE on one model."""
+        return next(scale for scale in self.scales if (scale.model, scale.sae) == (model, sae))

@@ -1,0 +1,186 @@
+"""config.json, cfg.json, a GGUF header -> the few facts that can stop a run before any weight is read."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+
+from sae_transfer.errors import UserError
+from sae_transfer.sources.local import read_json, tensor_shapes
+from sae_transfer.specs import HookPoint
+
+D_MODEL = ("hidden_size", "n_embd", "d_model")
+N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+MAX_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
+ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
+NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+PROMPT_LEARNING = re.compile(r"PROMPT|PREFIX|P_TUNING", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's config says of its shape; None where the config does not say."""
+
+    model_type: str
+    d_model: int | None
+    n_layers: int | None
+    vocab_size: int | None
+    max_positions: int | None
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """What an SAE's config says it is."""
+
+    format: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    hook_point: HookPoint
+    normalize_activations: str
+    prepend_bos: bool
+    context_size: int | None
+    trained_on: str | None
+
+    @property
+    def wants_scaling(self) -> bool:
+        """Whether activations must be multiplied by a norm scaling factor outside the SAE."""
+        return self.normalize_activations == "expected_average_only_in"
+
+
+def model_facts(config: Mapping[str, Any], where: str) -> ModelFacts:
+    """Facts of a Hugging Face config.json. Raises UserError E-MODEL for a model that is no decoder."""
+    if config.get("is_encoder_decoder"):
+        raise UserError("E-MODEL", f"{where} is an encoder-decoder", "choose a causal language model")
+    nested = config.get("text_config")
+    text = {**config, **nested} if isinstance(nested, dict) else config
+    return ModelFacts(
+        model_type=str(text.get("model_type", "unknown")),
+        d_model=_first_int(text, D_MODEL, where),
+        n_layers=_first_int(text, N_LAYERS, where),
+        vocab_size=_first_int(text, ("vocab_size",), where),
+        max_positions=_first_int(text, MAX_POSITIONS, where),
+    )
+
+
+def gguf_facts(path: Path) -> ModelFacts:
+    """Facts of a GGUF file's header. Raises UserError E-MODEL where it can't be read."""
+    try:
+        fields = GGUFReader(path).fields
+        kind = str(fields["general.architecture"].contents())
+
+        def number(key: str) -> int | None:
+            field = fields.get(f"{kind}.{key}")
+            return None if field is None else int(field.contents())
+
+        tokens = fields.get("tokenizer.ggml.tokens")
+        return ModelFacts(
+            model_type=kind,
+            d_model=number("embedding_length"),
+            n_layers=number("block_count"),
+            vocab_size=number("vocab_size") or (None if tokens is None else len(tokens.data)),
+            max_positions=number("context_length"),
+        )
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
+        raise UserError("E-MODEL", f"{path} is truncated or no GGUF file ({error!r})", "download it again") from None
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse adapters that change the input, not the weights: their positions are not the tokens' positions."""
+    kind = str(read_json(folder / "adapter_config.json", "E-MODEL").get("peft_type", ""))
+    if PROMPT_LEARNING.search(kind):
+        raise UserError("E-MODEL", f"adapter {folder} is {kind}, which adds virtual tokens", "use a LoRA-like adapter")
+
+
+def sae_facts(folder: Path) -> SaeFacts:
+    """Facts of a SAELens folder (3.x to 6.x), its weights' shapes checked against them.
+
+    Raises: UserError E-SAE, E-HOOK.
+    """
+    config = read_json(folder / "cfg.json", "E-SAE")
+    metadata = config.get("metadata")
+    cfg = {**config, **metadata} if isinstance(metadata, dict) else config
+    where = str(folder / "cfg.json")
+    facts = SaeFacts(
+        format="saelens",
+        architecture=_architecture(cfg, where),
+        d_in=_required_int(cfg, "d_in", where),
+        d_sae=_required_int(cfg, "d_sae", where),
+        hook_point=_hook_point(cfg, where),
+        normalize_activations=_normalization(cfg, where),
+        prepend_bos=bool(cfg.get("prepend_bos", True)),
+        context_size=_first_int(cfg, ("context_size",), where),
+        trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
+    )
+    shapes = tensor_shapes(folder / "sae_weights.safetensors", "E-SAE")
+    for name, shape in (("W_enc", (facts.d_in, facts.d_sae)), ("W_dec", (facts.d_sae, facts.d_in))):
+        if shapes.get(name) != shape:
+            raise UserError("E-SAE", f"{where} says {name} {shape}, the weights have {shapes.get(name)}", "mend the config")
+    return facts
+
+
+def check_fits(sae: str, facts: SaeFacts, model: str, shape: ModelFacts) -> None:
+    """Width and depth of an SAE against a model's. Raises UserError E-WIDTH, E-LAYER."""
+    hook = facts.hook_point
+    if shape.d_model is not None and facts.d_in != shape.d_model:
+        raise UserError(
+            "E-WIDTH",
+            f"SAE {sae} takes width {facts.d_in}, {model} has {shape.d_model} at {hook}",
+            f"choose an SAE trained at width {shape.d_model}",
+        )
+    if shape.n_layers is not None and hook.layer >= shape.n_layers:
+        raise UserError(
+            "E-LAYER",
+            f"SAE {sae} sits at {hook}, {model} has layers 0 to {shape.n_layers - 1}",
+            "choose an SAE of this model or of one as deep",
+        )
+
+
+def _architecture(cfg: Mapping[str, Any], where: str) -> str:
+    name = str(cfg.get("architecture", "standard"))
+    activation = str(cfg.get("activation_fn", cfg.get("activation_fn_str", "relu")))
+    if name == "standard" and activation == "topk":
+        name = "topk"
+    if name not in ARCHITECTURES:
+        raise UserError("E-SAE", f"{where}: architecture {name!r} is not supported", f"use {', '.join(ARCHITECTURES)}")
+    if name in ("standard", "gated") and activation != "relu":
+        raise UserError("E-SAE", f"{where}: a {name} SAE with activation {activation!r} can't be loaded exactly", "use relu")
+    return name
+
+
+def _normalization(cfg: Mapping[str, Any], where: str) -> str:
+    value = cfg.get("normalize_activations")
+    if isinstance(value, bool) or value is None:  # SAELens before 3.0 wrote true or false
+        value = "expected_average_only_in" if value else "none"
+    if value not in NORMALIZATIONS:
+        raise UserError("E-SAE", f"{where}: normalize_activations {value!r} is not supported", f"use {NORMALIZATIONS}")
+    return str(value)
+
+
+def _hook_point(cfg: Mapping[str, Any], where: str) -> HookPoint:
+    name = str(cfg.get("hook_name", cfg.get("hook_point", "")))
+    hook = HookPoint.parse(name)
+    layer = cfg.get("hook_layer", cfg.get("hook_point_layer"))
+    if layer is not None and layer != hook.layer:
+        raise UserError("E-HOOK", f"{where}: hook_name {name} and hook_layer {layer} disagree", "mend the config")
+    return hook
+
+
+def _required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:
+    value = _first_int(cfg, (key,), where)
+    if value is None:
+        raise UserError("E-SAE", f"{where} has no {key}", "give a SAELens SAE")
+    return value
+
+
+def _first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str) -> int | None:
+    for key in keys:
+        value = cfg.get(key)
+        if value is not None:
+            if not isinstance(value, int) or value < 1:
+                raise UserError("E-SAE" if "cfg" in where else "E-MODEL", f"{where}: {key} is {value!r}", "mend the config")
+            return value
+    return None

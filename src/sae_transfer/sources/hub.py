@@ -1,0 +1,45 @@
+"""A Hugging Face Hub id -> a folder in the Hub's own cache and the commit it was read at."""
+
+from pathlib import Path
+
+import httpx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sae_transfer.errors import UserError
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+NOT_MODEL_FILES = ["consolidated*", "original/*", "onnx/*", "*/*"]
+
+
+def download(repo: str, revision: str | None) -> tuple[Path, str]:
+    """The folder of a model or adapter repository (no pickled weights) and its commit.
+
+    Raises: UserError E-HUB where the repository, its revision or the network can't be had.
+    """
+    at = f"{repo}@{revision}" if revision else repo
+    try:
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=NOT_MODEL_FILES)
+        )
+    except GatedRepoError:
+        raise UserError("E-HUB", f"{at} is gated", "accept its terms on the Hub, then run: hf auth login") from None
+    except RevisionNotFoundError:
+        raise UserError("E-HUB", f"{repo} has no revision {revision!r}", "check the branch, tag or commit") from None
+    except RepositoryNotFoundError:
+        raise UserError("E-HUB", f"{at} is not on the Hub, or is private", "check the name, or run: hf auth login") from None
+    except HFValidationError as error:
+        raise UserError("E-HUB", f"{at} is no Hub id ({error})", "give org/name, or a path that begins with ./") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise UserError("E-HUB", f"{at} is not in the cache and the Hub can't be reached", "check the network") from None
+    except (HfHubHTTPError, httpx.HTTPError) as error:
+        raise UserError("E-HUB", f"{at} could not be downloaded ({str(error).splitlines()[0]})", "try again later") from None
+    return folder, folder.name

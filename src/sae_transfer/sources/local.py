@@ -1,0 +1,56 @@
+"""A path on this machine: does it exist, is it whole, what is its hash. No tensor library is needed here."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sae_transfer.errors import UserError
+
+
+def existing(source: str, what: str) -> Path:
+    """The absolute path that `source` names. Raises UserError E-PATH where there is nothing."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError("E-PATH", f"{what} {source!r} does not exist", "check the path")
+    return path.resolve()
+
+
+def read_json(path: Path, code: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError with `code` where the file is missing or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(code, f"{path} does not exist", f"give a folder that holds {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(code, f"{path} is no JSON ({error})", "download or save it again") from None
+    if not isinstance(value, dict):
+        raise UserError(code, f"{path} holds no JSON object", "download or save it again")
+    return value
+
+
+def tensor_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a safetensors file, from its header, which must match the file's length.
+
+    Raises: UserError with `code` where the file is missing, truncated or no safetensors.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(code, f"{path} does not exist", "give a folder that holds it") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(code, f"{path} is truncated or no safetensors file ({error})", "copy it again") from None
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(paths: list[Path], root: Path) -> dict[str, str]:
+    """Hash of each file, by its path below `root`."""
+    return {path.relative_to(root).as_posix(): sha256(path) for path in sorted(paths)}

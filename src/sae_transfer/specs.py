@@ -1,0 +1,209 @@
+"""What was asked: frozen values that name models, SAEs, data and conditions. Nothing here opens a file or a tensor."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Literal
+
+from sae_transfer.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
+TOKEN_KINDS = ("all", "user_prompt", "rollout", "control_tokens", "system")
+CHAT_KINDS = TOKEN_KINDS[1:]
+DTYPES = ("float32", "bfloat16", "float16")
+
+TokenKind = Literal["all", "user_prompt", "rollout", "control_tokens", "system"]
+DataKind = Literal["text", "chats", "rows"]
+
+
+@dataclass(frozen=True, order=True)
+class HookPoint:
+    """A place in the residual stream: before (`resid_pre`) or after (`resid_post`) a layer, layers counted from 0."""
+
+    layer: int
+    site: Literal["resid_pre", "resid_post"]
+
+    @classmethod
+    def parse(cls, name: str) -> "HookPoint":
+        """`blocks.L.hook_resid_pre|post` (TransformerLens), `layers.L` or `model.layers.L` (a module: its output).
+
+        Raises: UserError E-HOOK for any other hook point.
+        """
+        if match := re.fullmatch(r"(?:blocks|(?:model\.)?layers)\.(\d+)\.(?:hook_)?(resid_pre|resid_post)", name):
+            return cls(int(match[1]), "resid_pre" if match[2] == "resid_pre" else "resid_post")
+        if match := re.fullmatch(r"(?:model\.)?layers\.(\d+)(?:\.output)?", name):
+            return cls(int(match[1]), "resid_post")
+        raise UserError(
+            "E-HOOK",
+            f"hook point {name!r} is not a residual-stream hook point",
+            "choose an SAE at blocks.L.hook_resid_pre or blocks.L.hook_resid_post",
+        )
+
+    @property
+    def boundary(self) -> int:
+        """How many layers lie before the cut: `resid_post` of layer L and `resid_pre` of layer L+1 are the same place."""
+        return self.layer + (self.site == "resid_post")
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.hook_{self.site}"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model under a NAME: a source, and perhaps a PEFT adapter on top of it."""
+
+    name: str
+    source: str
+    adapter: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelRef":
+        """`[NAME=]SOURCE[+ADAPTER]`; a plus sign in the name of an existing path is part of the path."""
+        name, source = _named(text)
+        adapter = ""
+        if not Path(source).exists():
+            source, _, adapter = source.partition("+")
+        return cls(name or _last_part(adapter or source), source, adapter or None)
+
+
+@dataclass(frozen=True)
+class SaeRef:
+    """An SAE under a NAME. `own_model` is the model that it belongs to, where one of the run's models is it."""
+
+    name: str
+    source: str
+    own_model: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "SaeRef":
+        """`[NAME[@MODEL]=]SOURCE`."""
+        match = re.match(rf"({NAME.pattern})@({NAME.pattern})=", text)
+        if match:
+            return cls(match[1], text[match.end() :], match[2])
+        name, source = _named(text)
+        return cls(name or _last_part(source), source)
+
+
+@dataclass(frozen=True)
+class DataRef:
+    """A data set under a NAME, read as text, chats or rows of token ids."""
+
+    name: str
+    kind: DataKind
+    source: str
+
+    @classmethod
+    def parse(cls, kind: DataKind, text: str) -> "DataRef":
+        """`[NAME=]SOURCE`; the name defaults to the kind."""
+        name, source = _named(text)
+        return cls(name or kind, kind, source)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One model x one SAE x one data set x one token kind: the unit of every table."""
+
+    model: str
+    sae: str
+    data: str
+    token_kind: str
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """Everything that decides an `evaluate` run's numbers. Raises UserError (E-SPEC, E-OPTION) where it contradicts itself."""
+
+    models: tuple[ModelRef, ...]
+    saes: tuple[SaeRef, ...]
+    data: tuple[DataRef, ...]
+    chat_template: str = "tokenizer"
+    token_kinds: tuple[str, ...] = TOKEN_KINDS
+    norm_scaling_factor: Literal["auto", "saelens", "own"] | float = "auto"
+    outlier_threshold: Literal["auto", "off"] | float = "auto"
+    context_size: int | None = None
+    batch_size: int = 8
+    max_documents: int | None = None
+    bos: bool | None = None
+    dtype: str = "float32"
+    device: str = field(default="auto", compare=False)
+    activation_cache: int = field(default=2_000_000_000, compare=False)
+
+    def __post_init__(self) -> None:
+        for kind, refs in (("--model", self.models), ("--sae", self.saes), ("--text, --chats or --rows", self.data)):
+            if not refs:
+                raise UserError("E-SPEC", f"nothing given for {kind}", "give at least one")
+            _unique(kind, [ref.name for ref in refs])
+        models = [ref.name for ref in self.models]
+        for sae in self.saes:
+            if sae.own_model not in (None, *models):
+                raise UserError("E-SPEC", f"SAE {sae.name} names model {sae.own_model!r}", f"name one of {models}")
+        for kind in self.token_kinds:
+            if kind not in TOKEN_KINDS:
+                raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
+        if self.dtype not in DTYPES:
+            raise UserError("E-OPTION", f"--dtype {self.dtype!r} is not known", f"choose from {', '.join(DTYPES)}")
+        _positive("--norm-scaling-factor", self.norm_scaling_factor)
+        _positive("--outlier-threshold", self.outlier_threshold)
+        for option, value, least in (
+            ("--batch-size", self.batch_size, 1),
+            ("--max-documents", self.max_documents, 1),
+            ("--context-size", self.context_size, 2),
+            ("--activation-cache", self.activation_cache, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError("E-OPTION", f"{option} {value} is too small", f"give at least {least}")
+        if self.norm_scaling_factor == "own":
+            for sae in self.saes:
+                if self.own_model(sae) is None:
+                    raise UserError(
+                        "E-SPEC",
+                        f"--norm-scaling-factor own: SAE {sae.name} has no own model among {models}",
+                        f"name it as --sae {sae.name}@MODEL=SOURCE",
+                    )
+
+    def own_model(self, sae: SaeRef) -> str | None:
+        """The model that an SAE belongs to: the one it names, else the one of the same NAME, else None."""
+        if sae.own_model is not None:
+            return sae.own_model
+        return sae.name if sae.name in {ref.name for ref in self.models} else None
+
+
+def choice_or_number(option: str, value: str | float, choices: Iterable[str]) -> str | float:
+    """An option's value that is one of some words or a number. Raises UserError E-OPTION for anything else."""
+    allowed = list(choices)
+    if value in allowed:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError("E-OPTION", f"{option} {value!r} is no number", f"give {', '.join(allowed)} or a number") from None
+
+
+def _positive(option: str, value: str | float) -> None:
+    if not isinstance(value, str) and not (math.isfinite(value) and value > 0):
+        raise UserError("E-OPTION", f"{option} {value} makes no sense", "give a number above 0")
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """Split NAME=SOURCE; an equals sign that follows no plain NAME belongs to the source."""
+    match = re.match(rf"({NAME.pattern})=", text)
+    name, source = (match[1], text[match.end() :]) if match else (None, text)
+    if not source:
+        raise UserError("E-SPEC", f"{text!r} names no source", "give NAME=SOURCE or SOURCE")
+    return name, source
+
+
+def _last_part(source: str) -> str:
+    path = PurePath(source if source[:1] in "./~" else source.partition("@")[0])
+    name = re.sub(r"[^\w.\-]", "-", path.name).lstrip(".-_")
+    if not name:
+        raise UserError("E-SPEC", f"no name can be made of {source!r}", "give one as NAME=SOURCE")
+    return name
+
+
+def _unique(kind: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError("E-SPEC", f"{kind}: the name {name!r} stands twice", "give each its own as NAME=SOURCE")
