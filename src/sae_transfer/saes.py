@@ -1,7 +1,7 @@
 """Local path -> a checked SAE, through sae-lens; encode and decode. Activations go in already scaled."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,17 @@ class LoadedSae:
     facts: SaeFacts
     module: Any
 
-    def reconstruct(
-        self, x: Float[Tensor, "pos d_in"]
-    ) -> tuple[Float[Tensor, "pos d_in"], Float[Tensor, " pos"]]:
+    def reconstruct(self, x: Float[Tensor, "pos d_in"]) -> tuple[Float[Tensor, "pos d_in"], Float[Tensor, " pos"]]:
         """Reconstruction y of the scaled activations x, and the number of active features of each position.
 
         Feature activations are never held for more positions than fit into FEATURE_BYTES.
         """
-        parts = [self._reconstruct(part) for part in self._chunks(x)]
+        parts = [self._reconstruct(part) for part in torch.split(x, max(1, FEATURE_BYTES // (4 * self.facts.d_sae)))]
         return torch.cat([y for y, _ in parts]), torch.cat([active for _, active in parts])
 
     def _reconstruct(self, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor]:
         features = self.module.encode(x)
         return self.module.decode(features), (features > 0).sum(-1).to(x.dtype)
-
-    def _chunks(self, x: Tensor) -> Iterator[Tensor]:
-        yield from x.split(max(1, FEATURE_BYTES // (4 * self.facts.d_sae)))
 
 
 def _saelens(folder: Path, device: str) -> Any:

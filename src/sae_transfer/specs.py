@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -144,6 +145,8 @@ class EvaluateSpec:
                 raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
         if self.dtype not in DTYPES:
             raise UserError("E-OPTION", f"--dtype {self.dtype!r} is not known", f"choose from {', '.join(DTYPES)}")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise UserError("E-OPTION", f"--device {self.device!r} is not known", "give auto, cpu, mps, cuda or cuda:N")
         _positive("--norm-scaling-factor", self.norm_scaling_factor)
         _positive("--outlier-threshold", self.outlier_threshold)
         for option, value, least in (
@@ -207,3 +210,25 @@ def _unique(kind: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError("E-SPEC", f"{kind}: the name {name!r} stands twice", "give each its own as NAME=SOURCE")
+
+
+def named_sources(sources: str | Iterable[str] | Mapping[str, str] | None) -> list[str]:
+    """`[NAME=]SOURCE` strings of what Python callers give: one source, several, or a mapping of NAME to source."""
+    if sources is None:
+        return []
+    if isinstance(sources, str | PathLike):
+        return [str(sources)]
+    if isinstance(sources, Mapping):
+        for name in sources:
+            if not re.fullmatch(rf"{NAME.pattern}(@{NAME.pattern})?", name):
+                raise UserError("E-SPEC", f"{name!r} is no NAME", "use letters, digits, dots, dashes and underscores")
+        return [f"{name}={source}" for name, source in sources.items()]
+    return [str(source) for source in sources]
+
+
+def byte_count(option: str, text: str | int) -> int:
+    """`2GB`, `500MB` or a number of bytes. Raises UserError E-OPTION for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", str(text).strip(), re.IGNORECASE)
+    if not match:
+        raise UserError("E-OPTION", f"{option} {text!r} is no size", "give bytes, or a size such as 2GB")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))

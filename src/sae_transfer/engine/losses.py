@@ -17,15 +17,11 @@ def chunks(positions: int, vocab: int) -> Iterator[slice]:
         yield slice(start, min(start + length, positions))
 
 
-def cross_entropy(
-    log_probs: Float[Tensor, "pos vocab"], labels: Int[Tensor, " pos"]
-) -> Float[Tensor, " pos"]:
+def cross_entropy(log_probs: Float[Tensor, "pos vocab"], labels: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
     """-log p(label) of each position."""
     return -log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
-def kl_divergence(
-    clean: Float[Tensor, "pos vocab"], spliced: Float[Tensor, "pos vocab"]
-) -> Float[Tensor, " pos"]:
+def kl_divergence(clean: Float[Tensor, "pos vocab"], spliced: Float[Tensor, "pos vocab"]) -> Float[Tensor, " pos"]:
     """KL(clean || spliced) = sum_v p_clean(v) (log p_clean(v) - log p_spliced(v)); both are log-probabilities."""
     return torch.nn.functional.kl_div(spliced, clean, reduction="none", log_target=True).sum(-1)

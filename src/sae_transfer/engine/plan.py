@@ -35,7 +35,11 @@ def batches(data: str, lengths: Sequence[int], batch_size: int) -> tuple[Batch, 
     """Rows of like length together, so that little is padding; rows of equal length stay in input order."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     return tuple(
-        Batch(f"{data}/{start // batch_size}", rows := tuple(order[start : start + batch_size]), sum(lengths[r] for r in rows))
+        Batch(
+            f"{data}/{start // batch_size}",
+            rows := tuple(order[start : start + batch_size]),
+            sum(lengths[r] for r in rows),
+        )
         for start in range(0, len(order), batch_size)
     )
 

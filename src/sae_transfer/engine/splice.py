@@ -24,8 +24,6 @@ def outliers(norms: Float[Tensor, "*shape"], threshold: float | None) -> Bool[Te
     return norms > (float("inf") if threshold is None else threshold)
 
 
-def squared_distance(
-    a: Float[Tensor, "pos d_model"], b: Float[Tensor, "pos d_model"]
-) -> Float[Tensor, " pos"]:
+def squared_distance(a: Float[Tensor, "pos d_model"], b: Float[Tensor, "pos d_model"]) -> Float[Tensor, " pos"]:
     """sum_d (a - b)^2 of each position, in the units of a and b squared."""
     return (a - b).pow(2).sum(-1)

@@ -1,7 +1,9 @@
 """Local path (adapter, GGUF) -> a checked SplitModel, and a tokenizer. The one door to transformers and peft."""
 
+import io
 import math
 import warnings
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
     attention = family(model.facts.model_type).attention
     where = _from(model.base.path) | ({"attn_implementation": attention} if attention else {})
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        with redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that can't be turned off
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
     except LOAD_ERRORS as error:
         raise UserError("E-MODEL", f"model {name} can't be loaded ({_first_line(error)})", "check its folder") from None
     if info["missing_keys"] or info["mismatched_keys"]:

@@ -9,10 +9,11 @@ replaced by a stub that returns the hidden states given. One SplitModel serves o
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
+from peft import PeftModel
 from torch import Tensor, nn
 
 from sae_transfer.errors import UserError
@@ -82,14 +83,14 @@ class SplitModel:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
-        self.lm: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.lm = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
         self.lm.eval().requires_grad_(False)
-        self.device = self.lm.get_input_embeddings().weight.device  # type: ignore[operator]
+        self.device = self.lm.get_input_embeddings().weight.device
         self.dtype: torch.dtype = next(self.lm.parameters()).dtype
         self.layers, self.stack_path, self.as_tuple, self.output_type, self.d_model = _probe(self.lm, self.device, name)
         self.stack = self.lm.get_submodule(self.stack_path)
         self.takes_positions = "position_ids" in inspect.signature(self.stack.forward).parameters
-        self.vocab_size: int = self.lm.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        self.vocab_size: int = self.lm.get_input_embeddings().weight.shape[0]
         self.resid_dtype: dict[int, torch.dtype] = {}
         self.zero_hidden: dict[int, Float[Tensor, " d_model"] | None] = {}
         """Hidden state that every position has after full zero ablation at a boundary; None where positions differ."""

@@ -27,9 +27,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     """
     at = f"{repo}@{revision}" if revision else repo
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=NOT_MODEL_FILES)
-        )
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=NOT_MODEL_FILES))
     except GatedRepoError:
         raise UserError("E-HUB", f"{at} is gated", "accept its terms on the Hub, then run: hf auth login") from None
     except RevisionNotFoundError:

@@ -1,0 +1,30 @@
+"""sae-transfer: does a sparse autoencoder trained on one language model still work on its fine-tuned version?
+
+Public names are resolved on first use, so that importing the package loads neither torch nor sae_lens.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_transfer.errors import UserError as UserError
+    from sae_transfer.report.run import Run as Run
+    from sae_transfer.workflows.evaluate import evaluate as evaluate
+
+_HOME = {
+    "Run": "sae_transfer.report.run",
+    "UserError": "sae_transfer.errors",
+    "evaluate": "sae_transfer.workflows.evaluate",
+}
+
+__all__ = ["Run", "UserError", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

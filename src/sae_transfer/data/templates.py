@@ -1,0 +1,129 @@
+"""Chat templates -> pieces of text with their token kinds: the published templates, a user's file, the tokenizer's own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from sae_transfer.errors import UserError
+
+PieceKind = Literal["user_prompt", "rollout", "control_tokens", "system"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the rendered chat and the kind of the tokens that begin in it."""
+
+    text: str
+    kind: PieceKind
+
+
+Render = Callable[[Sequence[Message]], list[Piece]]
+
+KIND_OF_ROLE: dict[str, PieceKind] = {"user": "user_prompt", "assistant": "rollout", "system": "system"}
+
+PUBLISHED: dict[str, str] = {
+    "qwen": "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+    "mistral": " [INST] {instruction} [/INST] ",
+    "gemma": "<start_of_turn>user\n{instruction}<end_of_turn>\n<start_of_turn>model\n",
+}
+"""The templates of "SAEs (usually) Transfer Between Base and Chat Models" (2024); no system message is added."""
+
+SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
+    "qwen": ("<|im_start|>", "<|im_end|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+}
+"""Tokens that a published template is written with: a tokenizer that splits them renders another text."""
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer here."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
+    def convert_ids_to_tokens(self, ids: int) -> Any: ...
+
+
+def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
+    """The rendering that `--chat-template` names: `tokenizer`, `qwen`, `mistral`, `gemma`, or a file with {instruction}.
+
+    Raises: UserError E-TEMPLATE where the tokenizer lacks the template or its tokens, or the file is no template.
+    """
+    if template == "tokenizer":
+        if not tokenizer.chat_template:
+            raise UserError("E-TEMPLATE", "no model's tokenizer has a chat template", "give --chat-template")
+        return lambda messages: _by_tokenizer(tokenizer, messages)
+    for token in SPECIAL_TOKENS.get(template, ()):
+        if tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(token)) != token:
+            raise UserError("E-TEMPLATE", f"the tokenizer has no token {token!r} of template {template}", "choose another")
+    text = PUBLISHED.get(template)
+    if text is None:
+        path = Path(template).expanduser()
+        if not path.is_file():
+            raise UserError(
+                "E-TEMPLATE",
+                f"--chat-template {template!r} is no file",
+                "give tokenizer, qwen, mistral, gemma or a file",
+            )
+        text = path.read_text(encoding="utf-8")
+    if text.count("{instruction}") != 1:
+        raise UserError("E-TEMPLATE", f"{template} holds {text.count('{instruction}')} {{instruction}}", "it must hold one")
+    before, after = text.split("{instruction}")
+    return lambda messages: _by_text(before, after, messages)
+
+
+def _by_text(before: str, after: str, messages: Sequence[Message]) -> list[Piece]:
+    """The published rendering: each user message between the template's halves, each answer as it stands."""
+    pieces = []
+    for message in messages:
+        if message.role == "system":
+            raise UserError("E-TEMPLATE", "this chat template has no place for a system message", "use the tokenizer's own")
+        if message.role == "user":
+            pieces += [
+                Piece(before, "control_tokens"),
+                Piece(message.content, "user_prompt"),
+                Piece(after, "control_tokens"),
+            ]
+        else:
+            pieces.append(Piece(message.content, "rollout"))
+    return pieces
+
+
+def _by_tokenizer(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[Piece]:
+    """The tokenizer's own template. Its text around the contents is found by rendering marks in their place, and the
+    pieces must then spell what it renders of the real contents: a template that rewrites them is refused."""
+    asked, answer = (messages[:-1], messages[-1:]) if messages[-1].role == "assistant" else (messages, ())
+
+    def rendered(contents: Sequence[str]) -> str:
+        conversation = [{"role": m.role, "content": c} for m, c in zip(asked, contents, strict=True)]
+        try:
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=bool(answer))
+        except Exception as error:  # a template may raise anything, jinja2's own errors and TemplateError among them
+            raise UserError("E-TEMPLATE", f"the tokenizer's template refuses a chat ({error})", "mend the chat") from None
+        return str(text)
+
+    marks = [f"\ue000{index}\ue001" for index in range(len(asked))]
+    marked = rendered(marks)
+    for contents in ([m.content for m in asked], [m.content.strip() for m in asked]):
+        pieces: list[Piece] = []
+        rest = marked
+        for message, mark, content in zip(asked, marks, contents, strict=True):
+            before, found, rest = rest.partition(mark)
+            if not found:
+                raise UserError("E-TEMPLATE", f"the tokenizer's template drops a {message.role} message", "give another")
+            pieces += [Piece(before, "control_tokens"), Piece(content, KIND_OF_ROLE[message.role])]
+        pieces.append(Piece(rest, "control_tokens"))
+        if "".join(piece.text for piece in pieces) == rendered([m.content for m in asked]):
+            return [*pieces, *(Piece(m.content, "rollout") for m in answer)]
+    raise UserError("E-TEMPLATE", "the tokenizer's template rewrites messages", "give --chat-template FILE")

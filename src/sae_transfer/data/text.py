@@ -1,0 +1,111 @@
+"""Documents and records from local files: .txt, .jsonl, .parquet; and rows of token ids. One record at a time."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sae_transfer.data.packing import ALL, NOT_UNDER_TEST, TokenData, TokenRow, whole_row
+from sae_transfer.errors import UserError
+
+
+def documents(path: Path, limit: int | None) -> list[str]:
+    """Non-empty documents: blocks between blank lines of a .txt, the `text` of a .jsonl line or a .parquet record.
+
+    Raises: UserError E-DATA for a file that holds none.
+    """
+    found = _blocks(path) if path.suffix == ".txt" else _field(path, "text")
+    kept = list(islice((text for text in found if text.strip()), limit))
+    if not kept:
+        raise UserError("E-DATA", f"{path} holds no text", "give a file with at least one document")
+    return kept
+
+
+def token_rows(path: Path, name: str, limit: int | None) -> TokenData:
+    """Rows of token ids from a .jsonl or .parquet: `tokens` [pos] and, optionally, `mask` [pos] of 0 and 1.
+
+    With a mask its positions are under test and scored; without one, all are under test, and all but the last scored.
+    Raises: UserError E-DATA for a row that is empty, misshapen or masks its last position.
+    """
+    rows = []
+    for index, record in enumerate(islice(records(path), limit)):
+        where = f"{path} row {index}"
+        tokens = _ids(record.get("tokens"), where, "tokens")
+        if len(tokens) < 2 or min(tokens) < 0:
+            raise UserError("E-DATA", f"{where} has {len(tokens)} tokens, the least {min(tokens, default=0)}", "give ids >= 0")
+        owner = np.full(len(tokens), index, dtype=np.int32)
+        if record.get("mask") is None:
+            rows.append(whole_row(index, tokens, owner))
+            continue
+        mask = _ids(record["mask"], where, "mask")
+        if len(mask) != len(tokens) or not set(mask) <= {0, 1}:
+            raise UserError("E-DATA", f"{where}: mask is no list of {len(tokens)} zeros and ones", "give one per token")
+        if mask[-1]:
+            raise UserError("E-DATA", f"{where} masks its last position, which predicts nothing", "end the mask with 0")
+        scored = np.asarray(mask, dtype=np.bool_)
+        kinds = np.where(scored, ALL, NOT_UNDER_TEST).astype(np.int8)
+        rows.append(TokenRow(index, np.asarray(tokens, dtype=np.int32), kinds, scored, owner))
+    if not rows or not any((row.kinds != NOT_UNDER_TEST).any() for row in rows):
+        raise UserError("E-DATA", f"{path} has no position under test", "give at least one row")
+    return TokenData(name, tuple(rows))
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl or .parquet file. Raises UserError E-DATA where one can't be read."""
+    if path.suffix == ".parquet":
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches():
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise UserError("E-DATA", f"{path} is no Parquet file ({str(error).splitlines()[0]})", "save it again") from None
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in _lines(file, path):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError("E-DATA", f"{path} line {number} is no JSON ({error})", "give one object a line") from None
+            if not isinstance(record, dict):
+                raise UserError("E-DATA", f"{path} line {number} is no object", "give one object a line")
+            yield record
+
+
+def _lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        yield from enumerate(file, start=1)
+    except UnicodeDecodeError as error:
+        raise UserError("E-DATA", f"{path} is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    block: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for _, line in _lines(file, path):
+            if line.strip():
+                block.append(line)
+            elif block:
+                yield "".join(block).strip("\n")
+                block = []
+    if block:
+        yield "".join(block).strip("\n")
+
+
+def _field(path: Path, key: str) -> Iterator[str]:
+    for number, record in enumerate(records(path)):
+        if not isinstance(record.get(key), str):
+            raise UserError("E-DATA", f"{path} record {number} has no {key!r} that is a string", f"name the field {key!r}")
+        yield record[key]
+
+
+def _ids(value: Any, where: str, key: str) -> list[int]:
+    if not isinstance(value, list) or not all(type(entry) is int and abs(entry) < 2**31 for entry in value):
+        raise UserError("E-DATA", f"{where}: {key} is no list of whole numbers", "give token ids, not text")
+    return value

@@ -1,0 +1,168 @@
+"""One prefix pass per model -> norms, outlier threshold, norm scaling factor; then the means of the kept activations."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData, collate
+from sae_transfer.engine.cache import ActivationCache
+from sae_transfer.engine.plan import Batch, batches
+from sae_transfer.engine.splice import outliers
+from sae_transfer.errors import UserError
+from sae_transfer.models.split import SplitModel
+from sae_transfer.rows import Mean, Norms, Scale
+from sae_transfer.specs import TOKEN_KINDS, HookPoint
+
+Residuals = Callable[[Batch, TokenBatch], Mapping[int, Tensor]]
+Progress = Callable[[int], None]
+
+GAP = 2.0
+"""The ratio of neighbouring norms that sets outliers apart."""
+FAR = 3.0
+"""Only norms of at least this many medians can be outliers."""
+QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Unscaled norms, sorted, of one model at one boundary: of all data sets, and of the one that sets the scale."""
+
+    d_model: int
+    every: Float[Tensor, " every"]
+    scaled_by: str
+    scale: Float[Tensor, " scale"]
+
+
+def residuals(model: SplitModel, boundaries: Sequence[int], cache: ActivationCache) -> Residuals:
+    """Residuals of a batch: from the cache, else by a prefix pass, which the cache then keeps if it can."""
+
+    def at(batch: Batch, tokens: TokenBatch) -> Mapping[int, Tensor]:
+        key = f"{model.name}/{batch.key}"
+        found = cache.get(key, model.device)
+        if found is None:
+            found = model.prefix(tokens.tokens, tokens.mask, boundaries)
+            cache.put(key, found)
+        return found
+
+    return at
+
+
+def passes(data: Sequence[TokenData], batch_size: int) -> Iterator[tuple[TokenData, Batch, TokenBatch]]:
+    """The batches of data sets, in the order in which every pass takes them."""
+    for source in data:
+        for batch in batches(source.name, source.lengths, batch_size):
+            yield source, batch, collate([source.rows[row] for row in batch.rows])
+
+
+def sample_norms(
+    model: SplitModel,
+    boundaries: Sequence[int],
+    data: Sequence[TokenData],
+    scaled_by: str,
+    batch_size: int,
+    at: Residuals,
+    progress: Progress,
+) -> dict[int, Sample]:
+    """Norms of every unpadded position at each boundary. Raises UserError E-NAN where one is not finite."""
+    found: dict[int, dict[str, list[Tensor]]] = {boundary: {} for boundary in boundaries}
+    for source, batch, tokens in passes(data, batch_size):
+        for boundary, resid in at(batch, tokens).items():
+            norms = resid[tokens.mask.to(resid.device)].float().norm(dim=-1).cpu()
+            if not bool(norms.isfinite().all()):
+                raise UserError(
+                    "E-NAN", f"model {model.name} has activations that are not finite", "check its weights and dtype"
+                )
+            found[boundary].setdefault(source.name, []).append(norms)
+        progress(batch.tokens)
+    return {
+        boundary: Sample(
+            model.d_model,
+            torch.cat([norms for source in by_data.values() for norms in source]).sort().values,
+            scaled_by,
+            torch.cat(by_data[scaled_by]).sort().values,
+        )
+        for boundary, by_data in found.items()
+    }
+
+
+def outlier_threshold(norms: Float[Tensor, " pos"]) -> float | None:
+    """The `auto` rule on sorted norms: the geometric mean of the neighbours with the largest ratio, where that is at least
+    GAP and the larger of them is at least FAR medians; else None, and there are no outliers."""
+    ordered = norms.double()
+    median = ordered.quantile(0.5) if len(ordered) < 2**24 else ordered[len(ordered) // 2]
+    lower, upper = ordered[:-1], ordered[1:]
+    ratio = torch.where((upper >= FAR * median) & (lower > 0), upper / lower, 0.0)
+    if not len(ratio) or float(ratio.max()) < GAP:
+        return None
+    widest = int(ratio.argmax())
+    return math.sqrt(float(lower[widest]) * float(upper[widest]))
+
+
+def norm_scaling_factor(d_model: int, norms: Float[Tensor, " pos"], threshold: float | None) -> float:
+    """sqrt(d_model) / mean norm of the positions that are no outliers (SAELens's "expected_average_only_in")."""
+    return math.sqrt(d_model) / float(norms[~outliers(norms, threshold)].double().mean())
+
+
+def describe(model: str, hook_point: HookPoint, sample: Sample) -> Norms:
+    """What run.json keeps of a sample of norms."""
+    threshold = outlier_threshold(sample.every)
+    at = [round(q * (len(sample.every) - 1)) for q in QUANTILES]
+    return Norms(
+        model=model,
+        hook_point=str(hook_point),
+        positions=len(sample.every),
+        quantiles={str(q): float(sample.every[index]) for q, index in zip(QUANTILES, at, strict=True)},
+        auto_threshold=threshold,
+        outliers=int(outliers(sample.every, threshold).sum()),
+        scaled_by=sample.scaled_by,
+        factor_auto=norm_scaling_factor(sample.d_model, sample.scale, threshold),
+        factor_saelens=norm_scaling_factor(sample.d_model, sample.scale, None),
+    )
+
+
+def scale(norms: Norms, own: Norms | None, sae: str, asked_for: bool, factor: str | float, threshold: str | float) -> Scale:
+    """The factor and threshold of one SAE on one model: `norms` are that model's, `own` the SAE's own model's."""
+    by_option = {
+        "auto": norms.factor_auto,
+        "saelens": norms.factor_saelens,
+        "own": own.factor_auto if own else math.nan,
+    }
+    chosen = 1.0 if not asked_for else by_option[factor] if isinstance(factor, str) else factor
+    auto = None if norms.auto_threshold is None else norms.auto_threshold * chosen
+    at = {"auto": auto, "off": None}[threshold] if isinstance(threshold, str) else threshold
+    return Scale(norms.model, sae, norms.hook_point, asked_for, chosen, at)
+
+
+def means(
+    model: str,
+    data: Sequence[TokenData],
+    batch_size: int,
+    at: Residuals,
+    hook_points: Mapping[HookPoint, Sequence[float | None]],
+    progress: Progress,
+) -> tuple[Mean, ...]:
+    """Mean residual (unscaled) of the kept positions, for each hook point, threshold, data set and token kind."""
+    sums: dict[tuple[HookPoint, float | None, str, int], tuple[int, Tensor]] = {}
+    for source, batch, tokens in passes(data, batch_size):
+        found = at(batch, tokens)
+        for hook_point, thresholds in hook_points.items():
+            resid = found[hook_point.boundary].float()
+            norms = resid.norm(dim=-1)
+            kinds = tokens.kinds.to(resid.device)
+            for threshold in thresholds:
+                kept = ~outliers(norms, threshold)
+                for kind in sorted(set(tokens.kinds.flatten().tolist())):
+                    if kind != NOT_UNDER_TEST:
+                        chosen = resid[kept & (kinds == kind)].cpu().double()
+                        key = (hook_point, threshold, source.name, kind)
+                        count, total = sums.get(key, (0, torch.zeros(resid.shape[-1], dtype=torch.float64)))
+                        sums[key] = (count + len(chosen), total + chosen.sum(0))
+        progress(batch.tokens)
+    return tuple(
+        Mean(model, str(hook), threshold, name, TOKEN_KINDS[kind], count, tuple((total / max(count, 1)).tolist()))
+        for (hook, threshold, name, kind), (count, total) in sums.items()
+    )

@@ -1,0 +1,94 @@
+"""Rows of a run -> one record a cell, with every column of the table and a note for every value that is missing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_transfer.metrics.definitions import METRICS, NO_DAMAGE, ce_recovered_legacy
+from sae_transfer.rows import CELL_KEYS, SUMS, Calibration
+from sae_transfer.specs import Cell
+
+Columns = Mapping[str, NDArray[Any]]
+Record = dict[str, Any]
+
+TABLE_COLUMNS = (
+    "model",
+    "sae",
+    "data",
+    "token_kind",
+    "documents",
+    "tokens",
+    "outliers",
+    "l0",
+    "mse",
+    "explained_variance",
+    "explained_variance_legacy",
+    "ce_clean",
+    "ce_spliced",
+    "ce_zero",
+    "delta_ce",
+    "ce_recovered",
+    "ce_recovered_legacy",
+    "kl",
+    "norm_scaling_factor",
+    "outlier_threshold",
+    "note",
+)
+"""The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
+
+
+def records(
+    rows: Columns, cells: Sequence[Cell], calibration: Calibration, batched: frozenset[str], batch_size: int
+) -> list[Record]:
+    """A record for each cell that has rows, in the order of `cells`.
+
+    `batched`: data sets whose legacy CE recovered is a mean over batches (text, and rows without a mask).
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, key in enumerate(zip(*(rows[name].tolist() for name in CELL_KEYS), strict=True)):
+        groups.setdefault(key, []).append(index)
+    out = []
+    for cell in cells:
+        at = groups.get((cell.model, cell.sae, cell.data, cell.token_kind))
+        if at is not None:
+            own = {name: rows[name][at] for name in ("document", "row", *SUMS)}
+            out.append(_record(cell, own, calibration, batch_size if cell.data in batched else None))
+    return out
+
+
+def empty(cell: Cell, note: str) -> Record:
+    """A record of a cell that can't be measured."""
+    record: Record = dict.fromkeys(TABLE_COLUMNS)
+    return record | {**_keys(cell), "note": note}
+
+
+def _record(cell: Cell, rows: Columns, calibration: Calibration, batch_size: int | None) -> Record:
+    each = {name: rows[name].astype(np.float64) for name in SUMS}
+    sums = {name: np.asarray(values.sum()) for name, values in each.items()}
+    values = {metric.name: float(metric.formula(sums)) for metric in METRICS}
+    reasons = {metric.name: metric.missing for metric in METRICS}
+    legacy = values["ce_recovered"] if batch_size is None else ce_recovered_legacy(rows["row"], each, batch_size)
+    values["ce_recovered_legacy"] = legacy
+    reasons["ce_recovered_legacy"] = NO_DAMAGE
+    notes = [f"{name}: {reasons[name]}" for name, value in values.items() if not math.isfinite(value)]
+    if values["ce_recovered"] > 1:
+        notes.append("ce_recovered is above 1: the spliced model's CE is below the clean model's")
+    scale = calibration.scale(cell.model, cell.sae)
+    record = {
+        **_keys(cell),
+        "documents": len(np.unique(rows["document"])),
+        "tokens": int(sums["scored"]),
+        "outliers": int(sums["outliers"]),
+        **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        "norm_scaling_factor": scale.factor,
+        "outlier_threshold": scale.threshold,
+        "note": "; ".join(notes) or None,
+    }
+    return {column: record[column] for column in TABLE_COLUMNS}
+
+
+def _keys(cell: Cell) -> Record:
+    return {"model": cell.model, "sae": cell.sae, "data": cell.data, "token_kind": cell.token_kind}

@@ -1,0 +1,118 @@
+"""Rows of sums -> metrics. Every ratio of the project is formed here, from sums that were added first (docs/definitions.md).
+
+A formula takes sums by column name, numbers or arrays of one shape, and returns the metric in that shape; it is not defined
+where its denominator is zero, and gives nan there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Sums = Mapping[str, Floats]
+
+LEAST_DAMAGE = 1e-4
+"""Nats by which zero ablation must change the CE for CE recovered to mean anything."""
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """numerator / denominator, nan where the denominator is 0."""
+    safe = np.where(denominator == 0, np.nan, denominator)
+    return np.asarray(numerator / safe, dtype=np.float64)
+
+
+def l0(sums: Sums) -> Floats:
+    """Mean number of active features of a kept position."""
+    return ratio(sums["active_features"], sums["kept"])
+
+
+def mse(sums: Sums) -> Floats:
+    """Mean of sum_d (y - x)^2 over kept positions, scaled units."""
+    return ratio(sums["squared_error"], sums["kept"])
+
+
+def explained_variance(sums: Sums) -> Floats:
+    """1 - sum of squared errors / sum of squared deviations from the mean of the kept positions."""
+    return 1.0 - ratio(sums["squared_error"], sums["squared_deviation"])
+
+
+def explained_variance_legacy(sums: Sums) -> Floats:
+    """Mean over kept positions of 1 - error / deviation, as in the published tables."""
+    return 1.0 - ratio(sums["error_ratio"], sums["kept"])
+
+
+def ce_clean(sums: Sums) -> Floats:
+    """Mean CE of the unchanged model, nats."""
+    return ratio(sums["ce_clean"], sums["scored"])
+
+
+def ce_spliced(sums: Sums) -> Floats:
+    """Mean CE with the reconstruction spliced in, nats."""
+    return ratio(sums["ce_spliced"], sums["scored"])
+
+
+def ce_zero(sums: Sums) -> Floats:
+    """Mean CE with the positions under test zeroed, nats."""
+    return ratio(sums["ce_zero"], sums["scored"])
+
+
+def delta_ce(sums: Sums) -> Floats:
+    """ce_spliced - ce_clean, nats."""
+    return ratio(sums["ce_spliced"] - sums["ce_clean"], sums["scored"])
+
+
+def kl(sums: Sums) -> Floats:
+    """Mean KL(clean || spliced), nats."""
+    return ratio(sums["kl"], sums["scored"])
+
+
+def ce_recovered(sums: Sums) -> Floats:
+    """(ce_zero - ce_spliced) / (ce_zero - ce_clean); nan where zero ablation changes the CE by less than LEAST_DAMAGE."""
+    damage = sums["ce_zero"] - sums["ce_clean"]
+    enough = np.abs(ratio(damage, sums["scored"])) >= LEAST_DAMAGE
+    return ratio(sums["ce_zero"] - sums["ce_spliced"], np.where(enough, damage, 0.0))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table: its unit, its formula, and why it is missing where the formula gives no number."""
+
+    name: str
+    unit: str
+    formula: Callable[[Sums], Floats]
+    missing: str
+
+
+NOTHING_KEPT = "no position under test is kept"
+NOTHING_SCORED = "no position is scored"
+NO_DAMAGE = f"zero ablation changes the CE by less than {LEAST_DAMAGE} nats"
+
+METRICS: tuple[Metric, ...] = (
+    Metric("l0", "features", l0, NOTHING_KEPT),
+    Metric("mse", "scaled units squared", mse, NOTHING_KEPT),
+    Metric("explained_variance", "1", explained_variance, "kept positions have no variance"),
+    Metric("explained_variance_legacy", "1", explained_variance_legacy, "a kept position equals the mean"),
+    Metric("ce_clean", "nats", ce_clean, NOTHING_SCORED),
+    Metric("ce_spliced", "nats", ce_spliced, NOTHING_SCORED),
+    Metric("ce_zero", "nats", ce_zero, NOTHING_SCORED),
+    Metric("delta_ce", "nats", delta_ce, NOTHING_SCORED),
+    Metric("ce_recovered", "1", ce_recovered, NO_DAMAGE),
+    Metric("kl", "nats", kl, NOTHING_SCORED),
+)
+
+
+def ce_recovered_legacy(rows: Floats, sums: Sums, batch_size: int) -> float:
+    """Mean over batches of the batch's CE recovered, batch k being token rows kB to kB+B-1, each of equal weight.
+
+    `rows` is the token row of each record in `sums`. nan where a batch has no defined score.
+    """
+    batch = np.asarray(rows, dtype=np.int64) // batch_size
+    _, which = np.unique(batch, return_inverse=True)
+    by_batch = {
+        name: np.asarray(np.bincount(which, weights=sums[name]), dtype=np.float64)
+        for name in ("ce_clean", "ce_spliced", "ce_zero", "scored")
+    }
+    scores = ce_recovered(by_batch)[by_batch["scored"] > 0]
+    return float(scores.mean()) if len(scores) else float("nan")

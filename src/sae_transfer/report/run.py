@@ -1,0 +1,77 @@
+"""A run directory as an object: its manifest, its rows, its table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_transfer.metrics.cells import TABLE_COLUMNS, Record, empty, records
+from sae_transfer.runs.directory import read_manifest, read_rows
+from sae_transfer.runs.manifest import Manifest
+from sae_transfer.specs import Cell
+
+
+class Run:
+    """A finished or unfinished run, read from its directory. Raises UserError E-RUN where that is none or is damaged."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The transfer matrix's cells, in the order of the command."""
+        spec, data = self.manifest.spec, self.manifest.data
+        return [
+            Cell(model.name, sae.name, source.name, kind)
+            for source in spec.data
+            for kind in data[source.name].token_kinds
+            for model in spec.models
+            for sae in spec.saes
+        ]
+
+    def rows(self) -> Mapping[str, NDArray[Any]]:
+        """The rows of sums, by column."""
+        table = read_rows(self.path, self.manifest)
+        return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
+
+    def records(self) -> list[Record]:
+        """One record a cell; cells that can't be measured have nulls and a note."""
+        manifest = self.manifest
+        batched = frozenset(name for name, data in manifest.data.items() if data.batched)
+        measured = records(self.rows(), self.cells, manifest.calibration, batched, manifest.spec.batch_size)
+        by_cell = {Cell(r["model"], r["sae"], r["data"], r["token_kind"]): r for r in measured}
+        reasons = {(skipped.model, skipped.data): skipped.reason for skipped in manifest.skipped}
+        for cell in self.cells:
+            if cell not in by_cell:
+                by_cell[cell] = empty(cell, reasons.get((cell.model, cell.data), "not measured yet"))
+        return [by_cell[cell] for cell in self.cells]
+
+    def table(self) -> Any:
+        """The same as a pandas DataFrame, a row a cell."""
+        import pandas as pd  # a third of a second that `show` need not pay
+
+        return pd.DataFrame(self.records(), columns=list(TABLE_COLUMNS))
+
+    def footnotes(self) -> list[str]:
+        """What a reader of the table must know: scaling, outliers, what was left out, what is unfinished."""
+        manifest = self.manifest
+        notes = []
+        asked = {scale.sae: scale.asked_for for scale in manifest.calibration.scales}
+        for sae, wants in asked.items():
+            if wants:
+                notes.append(f"SAE {sae} asks for norm scaling: factor {manifest.spec.norm_scaling_factor}, model by model.")
+            else:
+                notes.append(f"SAE {sae} asks for no norm scaling: factor 1, so own and other models get the same scale.")
+        numeric = isinstance(manifest.spec.outlier_threshold, float)
+        if numeric and len({scale.factor for scale in manifest.calibration.scales}) > 1:
+            notes.append("The outlier threshold is on scaled norms: SAEs whose factors differ can have different outliers.")
+        for name, data in manifest.data.items():
+            if data.left_out:
+                size = manifest.tokenisation.chat_context_size
+                notes.append(f"{name}: {data.left_out} chats are longer than {size} tokens and were left out.")
+        if manifest.status != "done":
+            notes.append("This run is unfinished: the same command resumes it.")
+        return notes

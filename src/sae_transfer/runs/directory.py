@@ -1,0 +1,141 @@
+"""A run directory: run.json and Parquet parts of rows. Append, resume, read, lock.
+
+Everything that lasts is written beside its place, flushed to disk and renamed (`write_atomically`): a reader sees the old
+file or the new one, whole. The rename is not itself flushed, so after a power cut the last part may be missing; it is then
+measured again. A part exists for a run only once run.json names it.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from sae_transfer.errors import UserError
+from sae_transfer.rows import COLUMNS, SCHEMA_VERSION
+from sae_transfer.runs.manifest import Manifest, Part, parse
+
+RUN_FILE = "run.json"
+ROWS = "rows"
+LOCK = ".lock"
+ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+SCHEMA = pa.schema([pa.field(column.name, ARROW_TYPES[column.dtype], nullable=False) for column in COLUMNS])
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, flush it to disk, rename it to `path`. Nothing is left behind by a failure."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(beside))
+        with Path(beside).open("rb+") as file:
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o644)
+        Path(beside).replace(path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Make the folder if need be and hold its lock; a folder that got no run.json is removed again if it was made here.
+
+    Raises: UserError E-RUN where it holds something else than a run, or another process writes to it; E-PATH where it
+    can't be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError("E-RUN", f"{folder} is a file", "give a new folder with -o")
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("E-PATH", f"{folder} can't be made ({error.strerror})", "give another folder with -o") from None
+    if not (folder / RUN_FILE).exists() and any(entry.name != LOCK for entry in folder.iterdir()):
+        raise UserError("E-RUN", f"{folder} is not empty and holds no run", "give a new folder with -o")
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError("E-RUN", f"{folder} is being written by another process", "wait for it or give another -o") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+        if not (folder / RUN_FILE).exists():
+            (folder / LOCK).unlink(missing_ok=True)
+            if made:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """run.json of a run directory. Raises UserError E-RUN."""
+    try:
+        text = (folder / RUN_FILE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("E-RUN", f"{folder} is no run directory", f"give a folder that holds {RUN_FILE}") from None
+    except UnicodeDecodeError:
+        raise UserError("E-RUN", f"{folder / RUN_FILE} is damaged", "start a new run") from None
+    return parse(text, str(folder / RUN_FILE))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write run.json."""
+    text = manifest.model_dump_json(indent=1)
+    write_atomically(folder / RUN_FILE, lambda beside: _write_text(beside, text))
+    return manifest
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def append(folder: Path, manifest: Manifest, unit: str, blocks: Sequence[Mapping[str, Sequence[Any]]]) -> Manifest:
+    """Write the blocks of one unit as a part, then name it in run.json."""
+    metadata = {"sae_transfer.schema": str(SCHEMA_VERSION), "sae_transfer.calibration": manifest.calibration_hash}
+    schema = SCHEMA.with_metadata(metadata)
+    columns = {column.name: [value for block in blocks for value in block[column.name]] for column in COLUMNS}
+    table = pa.table({name: pa.array(values).cast(SCHEMA.field(name).type) for name, values in columns.items()}, schema)
+    file = f"part-{len(manifest.parts):05d}.parquet"
+    path = folder / ROWS / file
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True))
+    digest = sha256(path.read_bytes()).hexdigest()
+    part = Part(unit=unit, file=file, sha256=digest, rows=table.num_rows)
+    return write_manifest(folder, manifest.model_copy(update={"parts": (*manifest.parts, part)}))
+
+
+def read_rows(folder: Path, manifest: Manifest) -> pa.Table:
+    """The rows of every part that run.json names, checked against its hash, the page checksums and the calibration.
+
+    Raises: UserError E-RUN where a part is missing, damaged or of another calibration.
+    """
+    tables = [SCHEMA.empty_table()]
+    for part in manifest.parts:
+        path = _inside(folder / ROWS, part.file)
+        try:
+            raw = path.read_bytes()
+            if sha256(raw).hexdigest() != part.sha256:
+                raise UserError("E-RUN", f"{path} is not the part that was written", "restore it, or run it again")
+            table = pq.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                "E-RUN", f"{path} can't be read ({str(error).splitlines()[0]})", "restore it, or run it again"
+            ) from None
+        if (table.schema.metadata or {}).get(b"sae_transfer.calibration") != manifest.calibration_hash.encode():
+            raise UserError("E-RUN", f"{path} was measured with another calibration", "don't mix runs")
+        tables.append(table.select(SCHEMA.names).cast(SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file directly inside a folder, whatever run.json says."""
+    if Path(name).name != name:
+        raise UserError("E-RUN", f"run.json names a part {name!r} outside its folder", "start a new run")
+    return folder / name

@@ -1,0 +1,38 @@
+"""Run the program as a user does: in this process where that is enough, in a fresh one where it matters."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sae_transfer.cli.app import main
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `sae-transfer ARGS`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(list(args))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def run_json(*args: str, out: Path) -> list[dict[str, Any]]:
+    """The records of `sae-transfer evaluate ARGS -o OUT`, as `show --format json` prints them."""
+    code, _, err = run("evaluate", *args, "-o", str(out))
+    assert code == 0, err
+    code, text, _ = run("show", str(out), "--format", "json")
+    assert code == 0
+    records: list[dict[str, Any]] = json.loads(text)
+    return records
+
+
+def fresh(*args: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """A new Python process."""
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, **options)
