@@ -15,6 +15,8 @@ from sae_transfer.specs import TOKEN_KINDS
 NOT_UNDER_TEST = -1
 ALL = TOKEN_KINDS.index("all")
 
+Side = Literal["left", "right"]
+
 
 @dataclass(frozen=True)
 class TokenRow:
@@ -32,16 +34,22 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TokenData:
-    """A data set as token rows. `left_out`: documents that were too long for the context size."""
+    """A data set as token rows. `left_out`: documents that were too long for the context size. `padding`: the side on
+    which rows of a batch are made equally long, which changes no result."""
 
     name: str
     rows: tuple[TokenRow, ...]
     left_out: int = 0
+    padding: Side = "right"
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each row."""
         return tuple(len(row.tokens) for row in self.rows)
+
+    def batch(self, rows: Iterable[int]) -> "TokenBatch":
+        """Some rows, by their indices, padded to one length."""
+        return collate([self.rows[row] for row in rows], self.padding)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class TokenBatch:
     rows: Int[Tensor, " batch"]
 
 
-def collate(rows: Sequence[TokenRow], side: Literal["left", "right"] = "right") -> TokenBatch:
+def collate(rows: Sequence[TokenRow], side: Side = "right") -> TokenBatch:
     """Pad rows to the longest. Padding is never under test and never scored; the side changes no result."""
     width = max(len(row.tokens) for row in rows)
 

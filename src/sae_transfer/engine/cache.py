@@ -1,7 +1,7 @@
 """Residuals of the calibration pass, kept so that no layer runs twice, up to a bound."""
 
 from collections.abc import Mapping
-from typing import BinaryIO
+from io import BufferedRandom, BytesIO
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 class ActivationCache:
     """Residuals by key, spilled to a file that the caller opens and removes. What would pass `limit` bytes is not kept."""
 
-    def __init__(self, file: BinaryIO, limit: int) -> None:
+    def __init__(self, file: BufferedRandom | BytesIO, limit: int) -> None:
         self._file = file
         self._limit = limit
         self._end = 0
@@ -29,14 +29,14 @@ class ActivationCache:
             self._file.write(raw.data)
             self._end += raw.nbytes
 
-    def get(self, key: str, device: torch.device) -> dict[int, Tensor] | None:
-        """The residuals kept under a key, on `device`; None where they were not kept."""
+    def get(self, key: str) -> dict[int, Tensor] | None:
+        """The residuals kept under a key, in main memory; None where they were not kept."""
         if key not in self._index:
             return None
         residuals = {}
         for boundary, (start, shape, dtype) in self._index[key].items():
             buffer = bytearray(shape.numel() * dtype.itemsize)
             self._file.seek(start)
-            self._file.readinto(buffer)  # type: ignore[attr-defined]
-            residuals[boundary] = torch.frombuffer(buffer, dtype=dtype).view(shape).to(device)
+            self._file.readinto(buffer)
+            residuals[boundary] = torch.frombuffer(buffer, dtype=dtype).view(shape)
         return residuals

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData, collate
+from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData
 from sae_transfer.engine.cache import ActivationCache
 from sae_transfer.engine.plan import Batch, batches
 from sae_transfer.engine.splice import outliers
@@ -37,14 +38,24 @@ class Sample:
     scale: Float[Tensor, " scale"]
 
 
-def residuals(model: SplitModel, boundaries: Sequence[int], cache: ActivationCache) -> Residuals:
-    """Residuals of a batch: from the cache, else by a prefix pass, which the cache then keeps if it can."""
+@runtime_checkable
+class Models(Protocol):
+    """Models by name, and the boundaries at which their residuals are wanted."""
+
+    boundaries: list[int]
+
+    def get(self, name: str) -> SplitModel: ...
+
+
+def residuals(model: str, models: Models, cache: ActivationCache) -> Residuals:
+    """Residuals of a batch: from the cache, else by a prefix pass, which the cache then keeps if it can. The model is
+    not asked for as long as the cache has everything."""
 
     def at(batch: Batch, tokens: TokenBatch) -> Mapping[int, Tensor]:
-        key = f"{model.name}/{batch.key}"
-        found = cache.get(key, model.device)
+        key = f"{model}/{batch.key}"
+        found = cache.get(key)
         if found is None:
-            found = model.prefix(tokens.tokens, tokens.mask, boundaries)
+            found = models.get(model).prefix(tokens.tokens, tokens.mask, models.boundaries)
             cache.put(key, found)
         return found
 
@@ -55,32 +66,26 @@ def passes(data: Sequence[TokenData], batch_size: int) -> Iterator[tuple[TokenDa
     """The batches of data sets, in the order in which every pass takes them."""
     for source in data:
         for batch in batches(source.name, source.lengths, batch_size):
-            yield source, batch, collate([source.rows[row] for row in batch.rows])
+            yield source, batch, source.batch(batch.rows)
 
 
 def sample_norms(
-    model: SplitModel,
-    boundaries: Sequence[int],
-    data: Sequence[TokenData],
-    scaled_by: str,
-    batch_size: int,
-    at: Residuals,
-    progress: Progress,
+    model: str, data: Sequence[TokenData], scaled_by: str, batch_size: int, at: Residuals, progress: Progress
 ) -> dict[int, Sample]:
     """Norms of every unpadded position at each boundary. Raises UserError E-NAN where one is not finite."""
-    found: dict[int, dict[str, list[Tensor]]] = {boundary: {} for boundary in boundaries}
+    found: dict[int, dict[str, list[Tensor]]] = {}
+    d_model = 0
     for source, batch, tokens in passes(data, batch_size):
         for boundary, resid in at(batch, tokens).items():
             norms = resid[tokens.mask.to(resid.device)].float().norm(dim=-1).cpu()
+            d_model = resid.shape[-1]
             if not bool(norms.isfinite().all()):
-                raise UserError(
-                    "E-NAN", f"model {model.name} has activations that are not finite", "check its weights and dtype"
-                )
-            found[boundary].setdefault(source.name, []).append(norms)
+                raise UserError("E-NAN", f"model {model} has activations that are not finite", "check its weights and dtype")
+            found.setdefault(boundary, {}).setdefault(source.name, []).append(norms)
         progress(batch.tokens)
     return {
         boundary: Sample(
-            model.d_model,
+            d_model,
             torch.cat([norms for source in by_data.values() for norms in source]).sort().values,
             scaled_by,
             torch.cat(by_data[scaled_by]).sort().values,

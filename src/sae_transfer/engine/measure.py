@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData, collate
+from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData
 from sae_transfer.engine.calibrate import Progress, Residuals
 from sae_transfer.engine.losses import chunks, cross_entropy, kl_divergence
 from sae_transfer.engine.plan import Unit
@@ -65,10 +65,10 @@ def measure(
         scale = calibration.scale(model.name, sae.name)
         runs.append(_Run(sae, scale, _means(calibration, scale, data.name, model)))
     for batch in unit.batches:
-        tokens = collate([data.rows[row] for row in batch.rows])
+        tokens = data.batch(batch.rows)
         positions = _positions(tokens, [TOKEN_KINDS.index(kind) for kind in kinds])
         if positions.keys:
-            residuals = at(batch, tokens)
+            residuals = {boundary: resid.to(model.device) for boundary, resid in at(batch, tokens).items()}
             last = max(residuals)
             clean = _scored(model.suffix(residuals[last], tokens.tokens, tokens.mask, last), positions)
             zeroed = {

@@ -34,7 +34,7 @@ class Session(_Part):
     finished: datetime | None = None
     seconds: dict[str, float] = {}
     versions: dict[str, str]
-    hardware: dict[str, str]
+    hardware: dict[str, str] = {}
 
 
 class Part(_Part):

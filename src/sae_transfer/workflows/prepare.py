@@ -44,6 +44,15 @@ class Prepared:
         skipped = {(entry.model, entry.data) for entry in self.skipped}
         return [data for name, data in self.data.items() if (model, name) not in skipped]
 
+    def pairs(self, found: Resolved) -> list[tuple[str, str]]:
+        """Every (model, data) pair that can be measured, in the order of the command."""
+        return [(model.ref.name, data.name) for model in found.models for data in self.of(model.ref.name)]
+
+    @property
+    def lengths(self) -> dict[str, tuple[int, ...]]:
+        """Tokens of each row, by data set."""
+        return {name: data.lengths for name, data in self.data.items()}
+
 
 def resolved(spec: EvaluateSpec) -> Resolved:
     """Find every source and compare configs: width, depth, BOS, context size. No tensor library is imported.

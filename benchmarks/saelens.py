@@ -1,0 +1,80 @@
+"""The other side: SAELens's `run_evals`, on a HookedTransformer made of the same weights, SAE after SAE."""
+
+import tempfile
+import warnings
+from typing import Any
+
+import torch
+import transformer_lens.loading_from_pretrained as tl
+from datasets import Dataset  # type: ignore[import-untyped]
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
+from transformer_lens import HookedTransformer
+
+from benchmarks.setting import BATCH_SIZE, CONTEXT, ROWS, Setting
+
+Losses = dict[str, dict[str, float]]
+"""SAE -> quantity -> value."""
+
+
+def hooked(setting: Setting) -> HookedTransformer:
+    """The Hugging Face model's weights in a HookedTransformer, nothing folded or centred. Its logits are compared."""
+    lm: Any = setting.model.lm
+    lm.config.architectures = [type(lm).__name__]  # a GGUF file names none
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:  # TransformerLens takes a config by path where it has no name
+        lm.config.save_pretrained(folder)
+        cfg = tl.get_pretrained_model_config(folder, hf_cfg=lm.config.to_dict(), device="cpu", dtype=torch.float32)
+        weights = tl.get_pretrained_state_dict(folder, cfg, lm)
+    cfg.tokenizer_name = None
+    model = HookedTransformer(cfg, move_to_device=False)
+    model.load_and_process_state_dict(
+        weights,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+        refactor_factored_attn_matrices=False,
+    )
+    tokens = torch.tensor(setting.rows[:1])
+    with torch.inference_mode():
+        theirs, ours = model(tokens), lm(tokens, use_cache=False).logits
+    if not float((theirs - ours).abs().max()) <= 1e-4 * float(ours.abs().max()):
+        raise SystemExit("FAIL: the HookedTransformer's logits are not the Hugging Face model's")
+    return model
+
+
+def evals(setting: Setting, model: HookedTransformer) -> Losses:
+    """run_evals on every SAE and all rows, with the metrics that both sides have: CE, KL, L0, MSE, explained variance."""
+    config = EvalConfig(
+        batch_size_prompts=BATCH_SIZE,
+        n_eval_reconstruction_batches=ROWS // BATCH_SIZE,
+        n_eval_sparsity_variance_batches=ROWS // BATCH_SIZE,
+        compute_kl=True,
+        compute_ce_loss=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
+    found = {}
+    for sae in setting.saes:
+        metrics, _ = run_evals(
+            sae.module, store(setting, model, sae.module), model, ActivationScaler(), config, exclude_special_tokens=False
+        )
+        preserved = metrics["model_performance_preservation"]
+        found[sae.name] = {
+            "CE clean": preserved["ce_loss_without_sae"],
+            "CE spliced": preserved["ce_loss_with_sae"],
+            "CE zero": preserved["ce_loss_with_ablation"],
+            "L0": metrics["sparsity"]["l0"],
+            "MSE": metrics["reconstruction_quality"]["mse"],
+        }
+    return found
+
+
+def store(setting: Setting, model: HookedTransformer, sae: Any) -> ActivationsStore:
+    """A store that gives our rows, in order, over and over: rows that are tokens already get no BOS."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that 16 rows are few for training
+        return ActivationsStore.from_sae(
+            model, sae, Dataset.from_dict({"tokens": setting.rows}), context_size=CONTEXT, store_batch_size_prompts=BATCH_SIZE
+        )

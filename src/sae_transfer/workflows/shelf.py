@@ -1,0 +1,40 @@
+"""Models by name, loaded when they are asked for, and the device that they go to."""
+
+from typing import TYPE_CHECKING
+
+from sae_transfer.errors import UserError
+from sae_transfer.specs import EvaluateSpec
+from sae_transfer.workflows.prepare import Resolved
+
+if TYPE_CHECKING:
+    from sae_transfer.models.split import SplitModel
+
+
+class Shelf:
+    """One model at a time stays in memory."""
+
+    def __init__(self, found: Resolved, spec: EvaluateSpec, boundaries: list[int]) -> None:
+        self.boundaries = boundaries
+        self._found = {model.ref.name: model for model in found.models}
+        self._spec = spec
+        self._held: SplitModel | None = None
+
+    def get(self, name: str) -> "SplitModel":
+        """The model, cut at the boundaries and checked."""
+        from sae_transfer.models import loading
+
+        if self._held is None or self._held.name != name:
+            self._held = None
+            self._held = loading.load(self._found[name], self._spec.dtype, device(self._spec), set(self.boundaries))
+        return self._held
+
+
+def device(spec: EvaluateSpec) -> str:
+    """The device that `--device` means. Raises UserError E-OPTION where this machine has none such."""
+    import torch
+
+    if spec.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if spec.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("E-OPTION", f"--device {spec.device}: torch sees no CUDA device", "give --device cpu")
+    return spec.device

@@ -1,0 +1,103 @@
+"""A run that was really killed goes on where it stopped, by the same command, and ends with the same rows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from sae_transfer import Run, UserError, evaluate
+from sae_transfer.runs.directory import claimed
+from tests.conftest import VOCAB, Pair, write_jsonl
+
+STEPS = """
+import sys, sae_transfer
+class Lockstep:
+    def stage(self, name, tokens):
+        def advance(done):
+            print(name, flush=True)
+            sys.stdin.readline()
+        return advance
+pair, rows, out = sys.argv[1:]
+sae_transfer.evaluate({"base": f"{pair}/base"}, {"base": f"{pair}/sae_base"}, rows=rows, out=out, batch_size=64, progress=Lockstep())
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90,000 tokens: six units of work."""
+    tokens = torch.randint(0, VOCAB, (700, 128), generator=torch.Generator().manual_seed(1)).tolist()
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", [{"tokens": row} for row in tokens])
+
+
+@pytest.fixture(scope="module")
+def whole(pair: Pair, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that nobody interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=64)
+
+
+def kill_after(pair: Pair, rows: Path, out: Path, stage: str, batches: int) -> None:
+    """Start the same evaluation in a process of its own and SIGKILL it after some batches of a stage."""
+    command = [sys.executable, "-c", STEPS, str(pair.root), str(rows), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in process.stdout:
+            batches -= line.strip() == stage
+            if batches == 0:
+                process.kill()
+                return
+            process.stdin.write("\n")
+            process.stdin.flush()
+    raise AssertionError("it ended before it could be killed")
+
+
+@pytest.mark.parametrize(("stage", "batches", "parts"), [("calibrating", 5, None), ("measuring", 3, 1), ("measuring", 9, 4)])
+def test_a_killed_run_resumes_to_the_same_rows(
+    pair: Pair, rows: Path, whole: Run, tmp_path: Path, stage: str, batches: int, parts: int | None
+) -> None:
+    """Killed while calibrating, early and late while measuring: the same call goes on and ends with equal rows."""
+    assert len(whole.manifest.parts) >= 5
+    out = tmp_path / "run"
+    kill_after(pair, rows, out, stage, batches)
+    assert (out / "run.json").exists() is (parts is not None)
+    if parts is not None:
+        assert len(Run(out).manifest.parts) == parts
+        assert Run(out).manifest.status == "running"
+    resumed = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=64)
+    assert resumed.manifest.calibration == whole.manifest.calibration
+    pd.testing.assert_frame_equal(pd.DataFrame(resumed.rows()), pd.DataFrame(whole.rows()), check_exact=True)
+    assert not list(out.glob("rows/.*"))
+
+
+def test_a_finished_run_is_read_not_repeated(pair: Pair, rows: Path, whole: Run) -> None:
+    """The same command on a finished run measures nothing and gives its table."""
+    before = (whole.path / "run.json").read_bytes()
+    again = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=whole.path, batch_size=64)
+    assert (whole.path / "run.json").read_bytes() == before
+    pd.testing.assert_frame_equal(again.table(), whole.table())
+
+
+def test_another_spec_in_the_same_directory_is_refused(pair: Pair, rows: Path, whole: Run) -> None:
+    """Another batch size is another run: its legacy numbers would differ."""
+    with pytest.raises(UserError, match="another command.*E-RUN"):
+        evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=whole.path, batch_size=32)
+
+
+def test_changed_data_in_the_same_directory_are_refused(pair: Pair, tmp_path: Path) -> None:
+    """The same command over a file that has changed since is another run."""
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"tokens": [1, 2, 3, 4]}])
+    run = lambda: evaluate(str(pair.base), str(pair.sae_base), rows=str(data), out=tmp_path / "run")  # noqa: E731
+    run()
+    write_jsonl(data, [{"tokens": [1, 2, 3, 5]}])
+    with pytest.raises(UserError, match="data:rows has changed.*E-RUN"):
+        run()
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
+    """The second to come is refused at once."""
+    with claimed(tmp_path / "run"), pytest.raises(UserError, match="another process.*E-RUN"), claimed(tmp_path / "run"):
+        pass
