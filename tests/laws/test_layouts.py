@@ -38,7 +38,10 @@ def assert_same(found: Sums, expected: Sums) -> None:
             if name in COUNTS:
                 assert found[key][name] == sums[name], (key, name)
             else:
-                assert found[key][name] == pytest.approx(sums[name], rel=ROUNDING, abs=ROUNDING * max(sums["scored"], 1)), (key, name)
+                assert found[key][name] == pytest.approx(sums[name], rel=ROUNDING, abs=ROUNDING * max(sums["scored"], 1)), (
+                    key,
+                    name,
+                )
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ class Lockstep:
             sys.stdin.readline()
         return advance
 pair, rows, out = sys.argv[1:]
-sae_transfer.evaluate({"base": f"{pair}/base"}, {"base": f"{pair}/sae_base"}, rows=rows, out=out, batch_size=64, progress=Lockstep())
+models, saes = {"base": f"{pair}/base"}, {"base": f"{pair}/sae_base"}
+sae_transfer.evaluate(models, saes, rows=rows, out=out, batch_size=64, progress=Lockstep())
 """
 
 
@@ -90,11 +91,10 @@ def test_another_spec_in_the_same_directory_is_refused(pair: Pair, rows: Path, w
 def test_changed_data_in_the_same_directory_are_refused(pair: Pair, tmp_path: Path) -> None:
     """The same command over a file that has changed since is another run."""
     data = write_jsonl(tmp_path / "rows.jsonl", [{"tokens": [1, 2, 3, 4]}])
-    run = lambda: evaluate(str(pair.base), str(pair.sae_base), rows=str(data), out=tmp_path / "run")  # noqa: E731
-    run()
+    evaluate(str(pair.base), str(pair.sae_base), rows=str(data), out=tmp_path / "run")
     write_jsonl(data, [{"tokens": [1, 2, 3, 5]}])
     with pytest.raises(UserError, match="data:rows has changed.*E-RUN"):
-        run()
+        evaluate(str(pair.base), str(pair.sae_base), rows=str(data), out=tmp_path / "run")
 
 
 def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def arriving(split: SplitModel, boundary: int, resid: Tensor) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(deadline=None, max_examples=6, database=None)
+@settings(deadline=None, max_examples=10, database=None)
 @given(seed=st.integers(0, 999), side=st.sampled_from(["none", "left", "right"]), length=st.integers(12, 20))
 def test_prefix_and_suffix_give_the_models_logits(name: str, seed: int, side: str, length: int) -> None:
     """At every boundary, with rows longer than the sliding window, padded anywhere, by the model's head or by ours."""
@@ -175,6 +175,12 @@ def test_real_families_pass_their_own_check(name: str) -> None:
         split = SplitModel(tiny(name).to(dtype), name)
         split.check(BOUNDARIES)
         assert (split.n_layers, split.d_model, split.vocab_size, split.dtype) == (N_LAYERS, WIDTH, VOCAB, dtype)
+
+
+def test_layers_that_return_more_than_the_residual_are_cut_too() -> None:
+    """Bamba's stack unpacks two values from every layer, from one that is skipped as well."""
+    split = SplitModel(tiny("bamba"), "bamba")
+    split.check(BOUNDARIES)
 
 
 @pytest.mark.parametrize("part", ["model.layers.1.mlp.down_proj", "model.norm", "lm_head"])

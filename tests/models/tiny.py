@@ -38,8 +38,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", GROUPED | {"logit_scale": 0.3}),
     "granite": ("GraniteConfig", GROUPED | {"logits_scaling": 4.0, "residual_multiplier": 0.5}),
     "gpt_oss": ("GptOssConfig", HEADED | WINDOWED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "bamba": (
+        "BambaConfig",
+        GROUPED | {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+    ),
 }
-FAMILIES = [name for name in CONFIGS if name not in ("cohere", "granite", "gpt_oss")]
+FAMILIES = [name for name in CONFIGS if name not in ("cohere", "granite", "gpt_oss", "bamba")]
 
 
 def tiny(name: str, seed: int = 0, **changes: Any) -> Any:

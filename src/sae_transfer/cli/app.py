@@ -35,8 +35,8 @@ def main(args: list[str] | None = None) -> None:
     except UserError as error:
         _stop(f"error: {error}", 2)
     except typer.TyperException as error:
-        hint = "see sae-transfer --help"
-        _stop(f"error: {' '.join(error.format_message().split())}: {hint} [E-OPTION]", 2)
+        given = _value(sys.argv[1:] if args is None else args, getattr(getattr(error, "param", None), "opts", []))
+        _stop(f"error: {' '.join(error.format_message().split())}{given}: see sae-transfer --help [E-OPTION]", 2)
     except (KeyboardInterrupt, typer.Abort):
         _stop("interrupted: the same command goes on where this one stopped", 130)
     except BrokenPipeError:
@@ -47,6 +47,15 @@ def main(args: list[str] | None = None) -> None:
             traceback.print_exc(file=log)
         line = next(iter(str(error).splitlines()), "")
         _stop(f"error: {type(error).__name__}: {line} (traceback in {Path(log.name)})", 1)
+
+
+def _value(args: list[str], options: list[str]) -> str:
+    """The value that an option was given, which typer's own message leaves out."""
+    for argument, following in zip(args, [*args[1:], ""], strict=True):
+        name, joined, value = argument.partition("=")
+        if name in options:
+            return f" (given {value if joined else following!r})"
+    return ""
 
 
 def _stop(line: str, code: int) -> None:

@@ -1,6 +1,7 @@
 """Chats -> token ids and token kinds in one pass: tokenised once, a token has the kind of its first character."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -32,7 +33,8 @@ def read(path: Path, limit: int | None) -> list[list[Message]]:
 
     Raises: UserError E-DATA for a file without chats or a record that is neither.
     """
-    chats = [_messages(record, f"{path} record {number}") for number, record in enumerate(islice(records(path), limit))]
+    with closing(records(path)) as found:
+        chats = [_messages(record, f"{path} record {number}") for number, record in enumerate(islice(found, limit))]
     if not chats:
         raise UserError("E-DATA", f"{path} holds no chat", "give one record a line")
     return chats

@@ -65,7 +65,8 @@ def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
             raise UserError("E-TEMPLATE", "no model's tokenizer has a chat template", "give --chat-template")
         return lambda messages: _by_tokenizer(tokenizer, messages)
     for token in SPECIAL_TOKENS.get(template, ()):
-        if tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(token)) != token:
+        known = tokenizer.convert_tokens_to_ids(token)
+        if known is None or tokenizer.convert_ids_to_tokens(known) != token:
             raise UserError("E-TEMPLATE", f"the tokenizer has no token {token!r} of template {template}", "choose another")
     text = PUBLISHED.get(template)
     if text is None:

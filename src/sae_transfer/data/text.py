@@ -1,7 +1,8 @@
 """Documents and records from local files: .txt, .jsonl, .parquet; and rows of token ids. One record at a time."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ def documents(path: Path, limit: int | None) -> list[str]:
 
     Raises: UserError E-DATA for a file that holds none.
     """
-    found = _blocks(path) if path.suffix == ".txt" else _field(path, "text")
-    kept = list(islice((text for text in found if text.strip()), limit))
+    with closing(_blocks(path) if path.suffix == ".txt" else _field(path, "text")) as found:
+        kept = list(islice((text for text in found if text.strip()), limit))
     if not kept:
         raise UserError("E-DATA", f"{path} holds no text", "give a file with at least one document")
     return kept
@@ -32,30 +33,31 @@ def token_rows(path: Path, name: str, limit: int | None) -> TokenData:
     With a mask its positions are under test and scored; without one, all are under test, and all but the last scored.
     Raises: UserError E-DATA for a row that is empty, misshapen or masks its last position.
     """
-    rows = []
-    for index, record in enumerate(islice(records(path), limit)):
-        where = f"{path} row {index}"
-        tokens = _ids(record.get("tokens"), where, "tokens")
-        if len(tokens) < 2 or min(tokens) < 0:
-            raise UserError("E-DATA", f"{where} has {len(tokens)} tokens, the least {min(tokens, default=0)}", "give ids >= 0")
-        owner = np.full(len(tokens), index, dtype=np.int32)
-        if record.get("mask") is None:
-            rows.append(whole_row(index, tokens, owner))
-            continue
-        mask = _ids(record["mask"], where, "mask")
-        if len(mask) != len(tokens) or not set(mask) <= {0, 1}:
-            raise UserError("E-DATA", f"{where}: mask is no list of {len(tokens)} zeros and ones", "give one per token")
-        if mask[-1]:
-            raise UserError("E-DATA", f"{where} masks its last position, which predicts nothing", "end the mask with 0")
-        scored = np.asarray(mask, dtype=np.bool_)
-        kinds = np.where(scored, ALL, NOT_UNDER_TEST).astype(np.int8)
-        rows.append(TokenRow(index, np.asarray(tokens, dtype=np.int32), kinds, scored, owner))
+    with closing(records(path)) as found:
+        rows = [_token_row(record, index, f"{path} row {index}") for index, record in enumerate(islice(found, limit))]
     if not rows or not any((row.kinds != NOT_UNDER_TEST).any() for row in rows):
         raise UserError("E-DATA", f"{path} has no position under test", "give at least one row")
     return TokenData(name, tuple(rows))
 
 
-def records(path: Path) -> Iterator[dict[str, Any]]:
+def _token_row(record: dict[str, Any], index: int, where: str) -> TokenRow:
+    tokens = _ids(record.get("tokens"), where, "tokens")
+    if len(tokens) < 2 or min(tokens) < 0:
+        raise UserError("E-DATA", f"{where} has {len(tokens)} tokens, the least {min(tokens, default=0)}", "give ids >= 0")
+    owner = np.full(len(tokens), index, dtype=np.int32)
+    if record.get("mask") is None:
+        return whole_row(index, tokens, owner)
+    mask = _ids(record["mask"], where, "mask")
+    if len(mask) != len(tokens) or not set(mask) <= {0, 1}:
+        raise UserError("E-DATA", f"{where}: mask is no list of {len(tokens)} zeros and ones", "give one per token")
+    if mask[-1]:
+        raise UserError("E-DATA", f"{where} masks its last position, which predicts nothing", "end the mask with 0")
+    scored = np.asarray(mask, dtype=np.bool_)
+    kinds = np.where(scored, ALL, NOT_UNDER_TEST).astype(np.int8)
+    return TokenRow(index, np.asarray(tokens, dtype=np.int32), kinds, scored, owner)
+
+
+def records(path: Path) -> Generator[dict[str, Any], None, None]:
     """The records of a .jsonl or .parquet file. Raises UserError E-DATA where one can't be read."""
     if path.suffix == ".parquet":
         try:
@@ -85,7 +87,7 @@ def _lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
         raise UserError("E-DATA", f"{path} is not UTF-8 ({error.reason})", "save it as UTF-8") from None
 
 
-def _blocks(path: Path) -> Iterator[str]:
+def _blocks(path: Path) -> Generator[str, None, None]:
     block: list[str] = []
     with path.open(encoding="utf-8") as file:
         for _, line in _lines(file, path):
@@ -98,11 +100,12 @@ def _blocks(path: Path) -> Iterator[str]:
         yield "".join(block).strip("\n")
 
 
-def _field(path: Path, key: str) -> Iterator[str]:
-    for number, record in enumerate(records(path)):
-        if not isinstance(record.get(key), str):
-            raise UserError("E-DATA", f"{path} record {number} has no {key!r} that is a string", f"name the field {key!r}")
-        yield record[key]
+def _field(path: Path, key: str) -> Generator[str, None, None]:
+    with closing(records(path)) as found:
+        for number, record in enumerate(found):
+            if not isinstance(record.get(key), str):
+                raise UserError("E-DATA", f"{path} record {number} has no {key!r} that is a string", f"name the field {key!r}")
+            yield record[key]
 
 
 def _ids(value: Any, where: str, key: str) -> list[int]:

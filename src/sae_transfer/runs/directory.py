@@ -116,7 +116,7 @@ def read_rows(folder: Path, manifest: Manifest) -> pa.Table:
 
     Raises: UserError E-RUN where a part is missing, damaged or of another calibration.
     """
-    tables = [SCHEMA.empty_table()]
+    tables = [pa.Table.from_batches([], SCHEMA)]
     for part in manifest.parts:
         path = _inside(folder / ROWS, part.file)
         try:

@@ -1,0 +1,92 @@
+"""Rows of sums -> records: grouping, counting, notes."""
+
+import numpy as np
+import pytest
+
+from sae_transfer.metrics.cells import TABLE_COLUMNS, Columns, empty, records
+from sae_transfer.rows import COLUMNS, Calibration, Scale
+from sae_transfer.specs import Cell
+
+A, B = Cell("base", "sae", "text", "all"), Cell("chat", "sae", "text", "all")
+
+
+def calibration() -> Calibration:
+    """Two models with different scales, one without outliers."""
+    return Calibration(
+        norms=(),
+        scales=(
+            Scale("base", "sae", "blocks.1.hook_resid_pre", True, 0.5, 80.0),
+            Scale("chat", "sae", "blocks.1.hook_resid_pre", True, 0.25, None),
+        ),
+        means=(),
+    )
+
+
+def columns(*rows: dict[str, object]) -> Columns:
+    """Columns of rows that hold 1 where nothing is said."""
+    default = {"model": "base", "sae": "sae", "data": "text", "token_kind": "all", "document": 0, "row": 0, "ce_zero": 9.0}
+    return {
+        column.name: np.asarray(
+            [(default | row).get(column.name, 1.0) for row in rows], dtype=None if column.role == "key" else float
+        )
+        for column in COLUMNS
+    }
+
+
+def test_a_record_adds_the_rows_of_its_cell_alone() -> None:
+    """Rows of one cell are added, whatever their order; documents are counted once."""
+    rows = columns({"document": 3}, {"model": "chat"}, {"document": 3, "row": 1}, {"document": 4, "active_features": 4.0})
+    base, chat = records(rows, [A, B], calibration(), frozenset(), 8)
+    assert (base["model"], base["documents"], base["tokens"], base["outliers"], base["l0"]) == ("base", 2, 3, 3, 2.0)
+    assert (chat["model"], chat["documents"], chat["tokens"]) == ("chat", 1, 1)
+    assert (base["norm_scaling_factor"], base["outlier_threshold"]) == (0.5, 80.0)
+    assert (chat["norm_scaling_factor"], chat["outlier_threshold"]) == (0.25, None)
+    assert [type(base[name]) for name in ("documents", "tokens", "outliers")] == [int, int, int]
+
+
+def test_records_have_the_tables_columns_in_its_order_and_that_of_the_cells() -> None:
+    """Scripts parse these names; a cell without rows has no record."""
+    found = records(
+        columns({}, {"model": "chat"}), [B, A, Cell("chat", "sae", "chats", "rollout")], calibration(), frozenset(), 8
+    )
+    assert [tuple(record) for record in found] == [TABLE_COLUMNS, TABLE_COLUMNS]
+    assert [record["model"] for record in found] == ["chat", "base"]
+
+
+def test_legacy_ce_recovered_is_by_batch_for_batched_data_only() -> None:
+    """Text has batches of token rows; elsewhere the legacy number is CE recovered itself."""
+    rows = columns({"ce_spliced": 2.0}, {"row": 8, "ce_zero": 2.0, "ce_spliced": 1.5, "scored": 3.0})
+    by_batch = records(rows, [A], calibration(), frozenset({"text"}), 8)[0]
+    assert by_batch["ce_recovered_legacy"] == pytest.approx((7 / 8 + 0.5 / 1) / 2)
+    assert by_batch["ce_recovered"] == pytest.approx(7.5 / 9)
+    pooled = records(rows, [A], calibration(), frozenset({"chats"}), 8)[0]
+    assert pooled["ce_recovered_legacy"] == pooled["ce_recovered"]
+
+
+def test_a_missing_value_is_null_and_its_reason_stands_in_the_note() -> None:
+    """No nan reaches a user, and every null is explained."""
+    record = records(columns({"ce_zero": 1.0, "error_ratio": np.inf}), [A], calibration(), frozenset(), 8)[0]
+    assert record["ce_recovered"] is record["ce_recovered_legacy"] is record["explained_variance_legacy"] is None
+    assert record["note"].split("; ") == [
+        "explained_variance_legacy: a kept position equals the mean",
+        "ce_recovered: zero ablation changes the CE by less than 0.0001 nats",
+        "ce_recovered_legacy: zero ablation changes the CE by less than 0.0001 nats",
+    ]
+    assert records(columns({}), [A], calibration(), frozenset(), 8)[0]["note"] is None
+
+
+@pytest.mark.parametrize(("spliced", "above"), [(0.5, True), (1.0, False)])
+def test_ce_recovered_above_one_is_said(spliced: float, above: bool) -> None:
+    """It means that the splice lowers CE, which a reader of the bare number would take for perfection."""
+    record = records(columns({"ce_spliced": spliced}), [A], calibration(), frozenset(), 8)[0]
+    assert (record["note"] == "ce_recovered is above 1: the spliced model's CE is below the clean model's") is above
+
+
+def test_a_cell_that_cannot_be_measured_says_why() -> None:
+    """Its record has every column, null but for its names."""
+    record = empty(B, "token 7 is unknown")
+    assert tuple(record) == TABLE_COLUMNS
+    assert {key: value for key, value in record.items() if value is not None} == {
+        **{"model": "chat", "sae": "sae", "data": "text", "token_kind": "all"},
+        "note": "token 7 is unknown",
+    }

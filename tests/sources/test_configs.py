@@ -1,0 +1,143 @@
+"""What configs and headers say, before any weight is read."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_transfer.errors import UserError
+from sae_transfer.sources import resolve
+from sae_transfer.sources.configs import ModelFacts, check_adapter, check_fits, gguf_facts, model_facts, sae_facts
+from sae_transfer.specs import HookPoint, ModelRef, SaeRef
+from tests.conftest import D_MODEL, D_SAE, N_LAYERS, VOCAB, Pair, write_jsonl
+
+LLAMA = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 3, "vocab_size": 50, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("config", "facts"),
+    [
+        (LLAMA, ModelFacts("llama", 8, 3, 50, 64)),
+        (
+            {"model_type": "gpt2", "n_embd": 8, "n_layer": 3, "vocab_size": 50, "n_positions": 64},
+            ModelFacts("gpt2", 8, 3, 50, 64),
+        ),
+        ({"model_type": "mpt", "d_model": 8, "num_layers": 3, "seq_length": 64}, ModelFacts("mpt", 8, 3, None, 64)),
+        ({"model_type": "gemma3", "vocab_size": 9, "text_config": LLAMA}, ModelFacts("llama", 8, 3, 50, 64)),
+        ({"model_type": "gemma3", "hidden_size": 8, "text_config": None}, ModelFacts("gemma3", 8, None, None, None)),
+        ({}, ModelFacts("unknown", None, None, None, None)),
+    ],
+)
+def test_a_config_gives_the_facts_that_it_states(config: dict[str, Any], facts: ModelFacts) -> None:
+    """Under any family's names, nested or not; what is not stated stays unknown."""
+    assert model_facts(config, "config.json") == facts
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"is_encoder_decoder": True}, "is an encoder-decoder"),
+        ({"hidden_size": "8"}, "hidden_size is '8'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"vocab_size": 1.5}, r"vocab_size is 1\.5"),
+        ({"hidden_size": [8]}, r"hidden_size is \[8\]"),
+    ],
+)
+@pytest.mark.parametrize("where", ["config.json", "/tmp/cfg_models/config.json"])
+def test_a_config_that_makes_no_sense_is_refused(change: dict[str, Any], said: str, where: str) -> None:
+    """By the file, the key and the value, as a model's mistake wherever the folder lies."""
+    with pytest.raises(UserError, match=rf"{where}:? ?.*{said}.*E-MODEL"):
+        model_facts(LLAMA | change, where)
+
+
+def test_facts_are_those_of_the_saved_pair(pair: Pair) -> None:
+    """What transformers and sae-lens write is read back."""
+    model, sae = resolve.model(ModelRef("base", str(pair.base))).facts, sae_facts(pair.sae_base)
+    assert model == ModelFacts("llama", D_MODEL, N_LAYERS, VOCAB, 256)
+    assert (sae.format, sae.architecture, sae.d_in, sae.d_sae) == ("saelens", "standard", D_MODEL, D_SAE)
+    assert (str(sae.hook_point), sae.prepend_bos, sae.context_size) == ("blocks.1.hook_resid_pre", True, 16)
+    assert (sae.wants_scaling, sae.trained_on) == (True, "tiny")
+
+
+@pytest.mark.parametrize(("layer", "fits"), [(0, True), (N_LAYERS - 1, True), (N_LAYERS, False), (99, False)])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_an_sae_fits_a_model_that_has_its_layer(pair: Pair, layer: int, fits: bool, site: Any) -> None:
+    """The last layer has both hook points, and no layer behind it has any."""
+    shape = resolve.model(ModelRef("base", str(pair.base))).facts
+    facts = replace(sae_facts(pair.sae_base), hook_point=HookPoint(layer, site))
+    if fits:
+        check_fits("sae", facts, "base", shape)
+    else:
+        with pytest.raises(UserError, match=r"SAE sae sits at .*, base has layers 0 to 2.*E-LAYER"):
+            check_fits("sae", facts, "base", shape)
+
+
+def test_an_sae_of_another_width_does_not_fit(pair: Pair) -> None:
+    """Both widths are named, and the one to look for."""
+    facts = replace(sae_facts(pair.sae_base), d_in=24)
+    with pytest.raises(UserError, match=r"takes width 24, base has 16 at blocks\.1.*trained at width 16 \[E-WIDTH\]"):
+        check_fits("sae", facts, "base", ModelFacts("llama", D_MODEL, N_LAYERS, VOCAB, 256))
+
+
+def test_what_a_config_does_not_state_stops_nothing(pair: Pair) -> None:
+    """An unknown width or depth is left to the loaded model."""
+    check_fits("sae", sae_facts(pair.sae_base), "base", ModelFacts("unknown", None, None, None, None))
+
+
+def test_smollm2_says_what_it_is(smollm2: Path) -> None:
+    """Facts of a real GGUF file."""
+    facts = gguf_facts(smollm2)
+    assert (facts.model_type, facts.d_model, facts.n_layers, facts.vocab_size) == ("llama", 576, 30, 49152)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"GGUF", b"garbage" * 99, b"GGUF" + b"\xff" * 200, b"GGUF\x03\0\0\0" + b"\0" * 16, b"GGUF\x03\0\0\0" + b"\xff" * 16],
+)
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Empty, garbage, a header that promises what is not there, or one without an architecture."""
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"truncated or no GGUF file.*E-MODEL"):
+        resolve.model(ModelRef("x", str(tmp_path / "model.gguf")))
+
+
+@pytest.mark.parametrize("kept", [100, 5000, 1_000_000, -1000])
+def test_a_truncated_gguf_is_refused(smollm2: Path, tmp_path: Path, kept: int) -> None:
+    """Cut in its header, in its vocabulary or among its weights."""
+    (tmp_path / "model.gguf").write_bytes(smollm2.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"truncated or no GGUF file.*E-MODEL"):
+        gguf_facts(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT"])
+def test_adapters_that_add_tokens_are_refused(tmp_path: Path, kind: str) -> None:
+    """Every kind of prompt learning, before its weights are looked for."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind}])
+    with pytest.raises(UserError, match=rf"is {kind}, which adds virtual tokens.*E-MODEL"):
+        check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["LORA", "IA3", "LOHA", "VERA", "OFT"])
+def test_adapters_of_the_weights_are_let_through(tmp_path: Path, kind: str) -> None:
+    """They leave every token at its position."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind}])
+    check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["model", "sae"])
+@pytest.mark.parametrize(("name", "said"), [("none", "does not exist"), ("text.txt", "is (a file|no folder)")])
+def test_a_path_that_is_no_folder_is_refused(pair: Pair, what: str, name: str, said: str) -> None:
+    """Nothing there, or a file where a folder is needed."""
+    path = str(pair.root / name)
+    with pytest.raises(UserError, match=rf"{said}.*E-PATH"):
+        resolve.model(ModelRef("x", path)) if what == "model" else resolve.sae(SaeRef("x", path))
+
+
+def test_a_located_folder_has_a_hash_for_each_file(pair: Pair) -> None:
+    """What a run was computed from can be told apart by its bytes."""
+    base, chat = (resolve.model(ModelRef("x", str(path))).base for path in (pair.base, pair.chat))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(base.files)
+    assert base.files["config.json"] == chat.files["config.json"]
+    assert base.files["model.safetensors"] != chat.files["model.safetensors"]
+    assert {len(digest) for digest in base.files.values()} == {64}
