@@ -123,7 +123,7 @@ def read_rows(folder: Path, manifest: Manifest) -> pa.Table:
             raw = path.read_bytes()
             if sha256(raw).hexdigest() != part.sha256:
                 raise UserError("E-RUN", f"{path} is not the part that was written", "restore it, or run it again")
-            table = pq.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+            table = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True).read()
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 "E-RUN", f"{path} can't be read ({str(error).splitlines()[0]})", "restore it, or run it again"
