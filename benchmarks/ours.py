@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.saelens import Losses
+from benchmarks.setting import Setting
 from sae_transfer.engine import measure
 from sae_transfer.engine.cache import ActivationCache
 from sae_transfer.engine.calibrate import residuals
@@ -16,9 +18,6 @@ from sae_transfer.engine.plan import plan
 from sae_transfer.saes import LoadedSae
 from sae_transfer.workflows.calibrate import calibrate
 from sae_transfer.workflows.progress import Silent
-
-from benchmarks.saelens import Losses
-from benchmarks.setting import Setting
 
 SUMMED = ("scored", "kept", "ce_clean", "ce_spliced", "ce_zero", "active_features", "squared_error")
 STAGES = ("prefix", "suffix", "head + losses", "SAE", "rest")

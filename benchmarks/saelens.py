@@ -1,18 +1,24 @@
-"""The other side: SAELens's `run_evals`, on a HookedTransformer made of the same weights, SAE after SAE."""
+"""The other side: SAELens's `run_evals`, SAE after SAE, on the same weights in the two forms that it takes a model in."""
 
 import tempfile
 import warnings
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformer_lens.loading_from_pretrained as tl
 from datasets import Dataset  # type: ignore[import-untyped]
 from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.load_model import HookedProxyLM
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
+from transformer_lens.HookedRootModule import HookedRootModule
 
-from benchmarks.setting import BATCH_SIZE, CONTEXT, ROWS, Setting
+from benchmarks.setting import BATCH_SIZE, CONTEXT, HOOK, ROWS, Setting
+
+PROXY_HOOK = "model.layers.14"
+"""The output of layer 14, which is what HOOK calls the input of layer 15."""
 
 Losses = dict[str, dict[str, float]]
 """SAE -> quantity -> value."""
@@ -44,7 +50,13 @@ def hooked(setting: Setting) -> HookedTransformer:
     return model
 
 
-def evals(setting: Setting, model: HookedTransformer) -> Losses:
+def proxied(setting: Setting) -> HookedRootModule:
+    """The Hugging Face model itself with one hook, SAELens's other way to run a model, and its quicker one."""
+    model: HookedRootModule = HookedProxyLM(setting.model.lm, None, hook_names=[PROXY_HOOK])
+    return model
+
+
+def evals(setting: Setting, model: HookedRootModule, hook: str = HOOK) -> Losses:
     """run_evals on every SAE and all rows, with the metrics that both sides have: CE, KL, L0, MSE, explained variance."""
     config = EvalConfig(
         batch_size_prompts=BATCH_SIZE,
@@ -57,9 +69,9 @@ def evals(setting: Setting, model: HookedTransformer) -> Losses:
     )
     found = {}
     for sae in setting.saes:
-        metrics, _ = run_evals(
-            sae.module, store(setting, model, sae.module), model, ActivationScaler(), config, exclude_special_tokens=False
-        )
+        with patch.object(sae.module.cfg.metadata, "hook_name", hook):
+            rows = store(setting, model, sae.module)
+            metrics, _ = run_evals(sae.module, rows, model, ActivationScaler(), config, exclude_special_tokens=False)
         preserved = metrics["model_performance_preservation"]
         found[sae.name] = {
             "CE clean": preserved["ce_loss_without_sae"],
@@ -71,7 +83,7 @@ def evals(setting: Setting, model: HookedTransformer) -> Losses:
     return found
 
 
-def store(setting: Setting, model: HookedTransformer, sae: Any) -> ActivationsStore:
+def store(setting: Setting, model: HookedRootModule, sae: Any) -> ActivationsStore:
     """A store that gives our rows, in order, over and over: rows that are tokens already get no BOS."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that 16 rows are few for training

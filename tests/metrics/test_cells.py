@@ -24,7 +24,8 @@ def calibration() -> Calibration:
 
 def columns(*rows: dict[str, object]) -> Columns:
     """Columns of rows that hold 1 where nothing is said."""
-    default = {"model": "base", "sae": "sae", "data": "text", "token_kind": "all", "document": 0, "row": 0, "ce_zero": 9.0}
+    default = {"model": "base", "sae": "sae", "data": "text", "token_kind": "all", "document": 0, "row": 0}
+    default |= {"ce_zero": 9.0, "kept": 2.0}
     return {
         column.name: np.asarray(
             [(default | row).get(column.name, 1.0) for row in rows], dtype=None if column.role == "key" else float
@@ -35,7 +36,7 @@ def columns(*rows: dict[str, object]) -> Columns:
 
 def test_a_record_adds_the_rows_of_its_cell_alone() -> None:
     """Rows of one cell are added, whatever their order; documents are counted once."""
-    rows = columns({"document": 3}, {"model": "chat"}, {"document": 3, "row": 1}, {"document": 4, "active_features": 4.0})
+    rows = columns({"document": 3}, {"model": "chat"}, {"document": 3, "row": 1}, {"document": 4, "active_features": 10.0})
     base, chat = records(rows, [A, B], calibration(), frozenset(), 8)
     assert (base["model"], base["documents"], base["tokens"], base["outliers"], base["l0"]) == ("base", 2, 3, 3, 2.0)
     assert (chat["model"], chat["documents"], chat["tokens"]) == ("chat", 1, 1)
@@ -68,7 +69,7 @@ def test_a_missing_value_is_null_and_its_reason_stands_in_the_note() -> None:
     record = records(columns({"ce_zero": 1.0, "error_ratio": np.inf}), [A], calibration(), frozenset(), 8)[0]
     assert record["ce_recovered"] is record["ce_recovered_legacy"] is record["explained_variance_legacy"] is None
     assert record["note"].split("; ") == [
-        "explained_variance_legacy: a kept position equals the mean",
+        "explained_variance_legacy: fewer than two positions are kept, or they are all alike",
         "ce_recovered: zero ablation changes the CE by less than 0.0001 nats",
         "ce_recovered_legacy: zero ablation changes the CE by less than 0.0001 nats",
     ]

@@ -61,7 +61,8 @@ def test_a_metric_of_many_sums_is_the_metric_of_each() -> None:
     ("name", "sums"),
     [(name, {"kept": 0.0}) for name in ("l0", "mse", "explained_variance_legacy")]
     + [(name, {"scored": 0.0}) for name in ("ce_clean", "ce_spliced", "ce_zero", "delta_ce", "kl", "ce_recovered")]
-    + [("explained_variance", {"squared_deviation": 0.0}), ("ce_recovered", {"ce_zero": 8.0})],
+    + [("explained_variance", {"squared_deviation": 0.0}), ("ce_recovered", {"ce_zero": 8.0})]
+    + [("explained_variance", {"kept": 1.0}), ("explained_variance_legacy", {"kept": 1.0})],
 )
 def test_a_metric_without_a_denominator_is_nan_and_has_a_reason(name: str, sums: dict[str, float]) -> None:
     """Nothing is divided by zero, and no number stands in for one that does not exist."""
@@ -77,6 +78,13 @@ def test_ce_recovered_needs_damage_of_a_ten_thousandth_of_a_nat(damage: float, d
     assert value == pytest.approx(1.0) if defined else math.isnan(value)
 
 
+def test_two_kept_positions_have_a_variance() -> None:
+    """They are the fewest that have one."""
+    for name in ("explained_variance", "explained_variance_legacy"):
+        metric = next(metric for metric in METRICS if metric.name == name)
+        assert math.isfinite(float(metric.formula(arrays(kept=2.0))))
+
+
 def test_ratio_keeps_infinite_numerators_out_of_nan() -> None:
     """inf over a number stays inf: it is reported missing, not mistaken for zero."""
     assert ratio(np.asarray([np.inf, 1.0]), np.asarray([2.0, 4.0])).tolist() == [math.inf, 0.25]
@@ -86,6 +94,8 @@ def test_reasons_tell_which_sum_was_empty() -> None:
     """A reader of `note` sees whether nothing was kept, nothing scored, or zero ablation did nothing."""
     reasons = {metric.name: metric.missing for metric in METRICS}
     assert reasons["l0"] == reasons["mse"] == "no position under test is kept"
+    assert reasons["explained_variance"] == reasons["explained_variance_legacy"]
+    assert reasons["explained_variance"] == "fewer than two positions are kept, or they are all alike"
     assert reasons["ce_clean"] == reasons["kl"] == "no position is scored"
     assert reasons["ce_recovered"] == "zero ablation changes the CE by less than 0.0001 nats"
     assert {metric.name: metric.unit for metric in METRICS if metric.unit == "nats"}.keys() == {
@@ -121,7 +131,7 @@ def test_legacy_ce_recovered_passes_over_batches_without_scored_positions() -> N
     assert math.isnan(ce_recovered_legacy(np.asarray([0.0]), nothing, 1))
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=3), st.floats(0.1, 10))
+@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=3), st.floats(0.5, 10))
 def test_metrics_do_not_depend_on_how_much_was_measured(values: list[float], factor: float) -> None:
     """Every sum multiplied by one factor gives the same metrics: they are ratios of sums."""
     sums = arrays(ce_clean=values[0], ce_spliced=values[0] + values[1], ce_zero=values[0] + values[2] + 1, kl=values[1])

@@ -229,3 +229,12 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"can't be loaded.*E-TOKENIZER"):
         loading.tokenizer(resolve.model(ModelRef.parse(str(folder))))
+
+
+def test_layers_that_the_config_does_not_have_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    """A config with fewer layers than the weights would load as a shorter, other model."""
+    folder = save_model(tmp_path / "model", 0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "layer_types": None}))
+    with pytest.raises(UserError, match="has 2 layers by its config.*E-MODEL"):
+        loading.load(resolve.model(ModelRef.parse(str(folder))), "float32", "cpu", {1})

@@ -73,6 +73,19 @@ def test_a_whole_pass_leaves_what_prefixes_leave(name: str) -> None:
         assert not torch.equal(whole[0], whole[1])
 
 
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_no_layer_on_the_far_side_of_a_cut_runs(boundary: int) -> None:
+    """A prefix runs the layers before its boundary, a suffix those behind it, each once."""
+    split = SplitModel(tiny("llama"), "llama")
+    ran = list[int]()
+    for index, layer in enumerate(split.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    resid = split.prefix(*batch(0), [boundary])[boundary]
+    assert ran == list(range(boundary))
+    split.suffix(resid, *batch(0), boundary)
+    assert ran == list(range(N_LAYERS))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 def test_a_changed_residual_goes_on_as_in_the_whole_model(name: str, side: str) -> None:

@@ -39,6 +39,21 @@ TABLE_COLUMNS = (
 )
 """The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
 
+MEANINGS = {
+    "model": "NAME of the model",
+    "sae": "NAME of the SAE",
+    "data": "NAME of the data set",
+    "token_kind": "kind of the positions under test: all, user_prompt, rollout, control_tokens, system",
+    "documents": "documents with a position under test",
+    "tokens": "scored positions",
+    "outliers": "outliers among the positions under test",
+    "ce_recovered_legacy": "mean over batches of the batch's CE recovered (text, and rows without a mask); else ce_recovered",
+    "norm_scaling_factor": "what activations are multiplied by before the SAE",
+    "outlier_threshold": "scaled norm above which a position is an outlier; null without outliers",
+    "note": "why values are missing, and what a reader of the numbers should know",
+}
+"""What the columns mean that are no metric by themselves."""
+
 
 def records(
     rows: Columns, cells: Sequence[Cell], calibration: Calibration, batched: frozenset[str], batch_size: int

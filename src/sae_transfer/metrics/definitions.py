@@ -34,13 +34,18 @@ def mse(sums: Sums) -> Floats:
 
 
 def explained_variance(sums: Sums) -> Floats:
-    """1 - sum of squared errors / sum of squared deviations from the mean of the kept positions."""
-    return 1.0 - ratio(sums["squared_error"], sums["squared_deviation"])
+    """1 - sum of squared errors / sum of squared deviations from the mean of the kept positions; one has no variance."""
+    return 1.0 - ratio(sums["squared_error"], _of_several(sums, sums["squared_deviation"]))
 
 
 def explained_variance_legacy(sums: Sums) -> Floats:
-    """Mean over kept positions of 1 - error / deviation, as in the published tables."""
-    return 1.0 - ratio(sums["error_ratio"], sums["kept"])
+    """Mean over kept positions of 1 - error / deviation, as in the published tables; one has no variance."""
+    return 1.0 - ratio(sums["error_ratio"], _of_several(sums, sums["kept"]))
+
+
+def _of_several(sums: Sums, denominator: Floats) -> Floats:
+    """The denominator where at least two positions are kept, else 0: a single one's deviation is rounding."""
+    return np.where(sums["kept"] >= 2, denominator, 0.0)
 
 
 def ce_clean(sums: Sums) -> Floats:
@@ -87,13 +92,14 @@ class Metric:
 
 NOTHING_KEPT = "no position under test is kept"
 NOTHING_SCORED = "no position is scored"
+NO_VARIANCE = "fewer than two positions are kept, or they are all alike"
 NO_DAMAGE = f"zero ablation changes the CE by less than {LEAST_DAMAGE} nats"
 
 METRICS: tuple[Metric, ...] = (
     Metric("l0", "features", l0, NOTHING_KEPT),
     Metric("mse", "scaled units squared", mse, NOTHING_KEPT),
-    Metric("explained_variance", "1", explained_variance, "kept positions have no variance"),
-    Metric("explained_variance_legacy", "1", explained_variance_legacy, "a kept position equals the mean"),
+    Metric("explained_variance", "1", explained_variance, NO_VARIANCE),
+    Metric("explained_variance_legacy", "1", explained_variance_legacy, NO_VARIANCE),
     Metric("ce_clean", "nats", ce_clean, NOTHING_SCORED),
     Metric("ce_spliced", "nats", ce_spliced, NOTHING_SCORED),
     Metric("ce_zero", "nats", ce_zero, NOTHING_SCORED),

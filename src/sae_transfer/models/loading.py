@@ -44,8 +44,12 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
         raise UserError("E-MODEL", f"model {name} lacks or has misshapen weights: {', '.join(wrong[:3])}", "save it whole")
     if model.adapter is not None:
         loaded = _with_adapter(loaded, model.adapter.path, name)
-    split = SplitModel(loaded.to(device), name)
-    split.check(boundaries)
+    try:
+        split = SplitModel(loaded.to(device), name)
+        _check_whole(split, info["unexpected_keys"])
+        split.check(boundaries)
+    except LOAD_ERRORS as error:
+        raise UserError("E-MODEL", f"model {name} can't be cut ({_first_line(error)})", "choose another model") from None
     return split
 
 
@@ -64,13 +68,26 @@ def tokenizer(model: ResolvedModel) -> PreTrainedTokenizerFast | None:
     return found
 
 
+def _check_whole(split: SplitModel, unused: set[str]) -> None:
+    """Weights of layers that the config does not have would be left out without a word."""
+    path = next(path for path, module in split.lm.named_modules() if module is split.layers)
+    if layers := sorted(key for key in unused if key.startswith(f"{path}.")):
+        what = f"model {split.name} has {len(split.layers)} layers by its config, and weights of more ({layers[0]})"
+        raise UserError("E-MODEL", what, "mend config.json")
+
+
 def _with_adapter(loaded: Any, folder: Path, name: str) -> Any:
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it has renamed
             warnings.simplefilter("error", UserWarning)  # peft only warns of adapter weights that fit nothing
-            return PeftModel.from_pretrained(loaded, folder, use_safetensors=True)
+            adapted = PeftModel.from_pretrained(loaded, folder, use_safetensors=True)
+            unused = adapted.load_adapter(folder, "default", use_safetensors=True).unexpected_keys  # the first load is silent
     except (*LOAD_ERRORS, UserWarning) as error:
         raise UserError("E-MODEL", f"adapter of {name} can't be loaded ({_first_line(error)})", "check its folder") from None
+    if unused:
+        raise UserError("E-MODEL", f"adapter of {name} can't be loaded ({unused[0]} fits nothing)", "check its folder")
+    return adapted
 
 
 def _from(path: Path) -> dict[str, Any]:

@@ -39,28 +39,28 @@ class _Proxy(nn.Module):
 
 
 class _Layer(_Proxy):
-    """A layer whose input, run and output can each be replaced. Returns what the layer returns: a tensor or a tuple."""
+    """A layer whose input, run and output can each be replaced. Returns a tensor, or a tuple of so many `values`."""
 
     def __init__(
         self,
         original: nn.Module,
-        as_tuple: bool,
+        values: int,
         before: Callable[[Tensor], Tensor] | None = None,
         after: Callable[[Tensor], Tensor] | None = None,
         run: bool = True,
     ) -> None:
         super().__init__(original)
-        self.__dict__.update(as_tuple=as_tuple, before=before, after=after, run=run)
+        self.__dict__.update(values=values, before=before, after=after, run=run)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         resid, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         if self.before is not None:
             resid = self.before(resid)
         output = self.original(resid, *args, **kwargs) if self.run else resid
-        resid, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
+        resid, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, (None,) * (self.values - 1))
         if self.after is not None:
             resid = self.after(resid)
-        return (resid, *rest) if self.as_tuple else resid
+        return (resid, *rest) if self.values else resid
 
 
 class _Stub(_Proxy):
@@ -87,7 +87,7 @@ class SplitModel:
         self.lm.eval().requires_grad_(False)
         self.device = self.lm.get_input_embeddings().weight.device
         self.dtype: torch.dtype = next(self.lm.parameters()).dtype
-        self.layers, self.stack_path, self.as_tuple, self.output_type, self.d_model = _probe(self.lm, self.device, name)
+        self.layers, self.stack_path, self.values, self.output_type, self.d_model = _probe(self.lm, self.device, name)
         self.stack = self.lm.get_submodule(self.stack_path)
         self.takes_positions = "position_ids" in inspect.signature(self.stack.forward).parameters
         self.vocab_size: int = self.lm.get_input_embeddings().weight.shape[0]
@@ -105,7 +105,7 @@ class SplitModel:
         wanted = sorted(set(boundaries))
         residuals, swaps = self._taps(wanted)
         for layer in range(wanted[-1], self.n_layers):
-            tap = swaps.get(layer, _Layer(self.layers[layer], self.as_tuple))
+            tap = swaps.get(layer, _Layer(self.layers[layer], self.values))
             tap.__dict__["run"] = False
             swaps[layer] = tap
         with self._swapped(swaps):
@@ -130,12 +130,12 @@ class SplitModel:
                 raise ValueError(f"residual of shape {tuple(resid.shape)} where {tuple(arriving.shape)} arrives")
             return resid.to(arriving.device, self.resid_dtype.get(boundary, arriving.dtype))
 
-        swaps = {layer: _Layer(self.layers[layer], self.as_tuple, run=False) for layer in range(boundary if skip else 0)}
+        swaps = {layer: _Layer(self.layers[layer], self.values, run=False) for layer in range(boundary if skip else 0)}
         if boundary < self.n_layers:
-            swaps[boundary] = _Layer(self.layers[boundary], self.as_tuple, before=start)
+            swaps[boundary] = _Layer(self.layers[boundary], self.values, before=start)
         else:
             last = self.n_layers - 1
-            swaps[last] = _Layer(self.layers[last], self.as_tuple, after=start, run=not skip)
+            swaps[last] = _Layer(self.layers[last], self.values, after=start, run=not skip)
         with self._swapped(swaps):
             return self._run(tokens, mask)
 
@@ -165,7 +165,7 @@ class SplitModel:
 
         for boundary in boundaries:
             layer = min(boundary, self.n_layers - 1)
-            proxy = swaps.setdefault(layer, _Layer(self.layers[layer], self.as_tuple))
+            proxy = swaps.setdefault(layer, _Layer(self.layers[layer], self.values))
             proxy.__dict__["before" if boundary < self.n_layers else "after"] = keep(boundary)
         return residuals, swaps
 
@@ -202,7 +202,12 @@ class SplitModel:
             reference = self.logits(hidden.flatten(0, 1))
             if not reference.isfinite().all():
                 raise UserError("E-NAN", f"model {self.name} gives logits that are not finite", "check its weights")
+            whole = self.lm(input_ids=tokens[0].to(self.device), attention_mask=mask.long().to(self.device), use_cache=False)
             limit = TOLERANCE.get(self.dtype, 1e-2) * max(1.0, float(reference.abs().max()))
+            difference = whole.logits.float().flatten(0, 1) - reference
+            if not float(difference[mask.flatten()].abs().max()) <= limit:
+                what = f"model {self.name} has logits that its last hidden states alone don't give"
+                raise UserError("E-MODEL", what, "choose another model")
             for boundary in wanted:
                 first = self.prefix(tokens[0], mask, [boundary])[boundary]
                 self.prefix(tokens[1], mask, [boundary])
@@ -232,7 +237,7 @@ class SplitModel:
         return hidden[0, 0] if bool(alike) else None
 
 
-def _probe(lm: nn.Module, device: torch.device, name: str) -> tuple[nn.ModuleList, str, bool, type, int]:
+def _probe(lm: nn.Module, device: torch.device, name: str) -> tuple[nn.ModuleList, str, int, type, int]:
     """Run three tokens and find the one list of layers that were each called once, in order, on [batch, pos, d_model]."""
     calls: list[tuple[nn.Module, Any]] = []
     handles = [
@@ -266,9 +271,9 @@ def _probe(lm: nn.Module, device: torch.device, name: str) -> tuple[nn.ModuleLis
     if not called:
         raise UserError("E-MODEL", f"model {name} has no module that runs its layers", "it can't be cut")
     first = outputs[id(layers[0])][0]
-    as_tuple = isinstance(first, tuple)
+    values = len(first) if isinstance(first, tuple) else 0
     stack_output = outputs[id(lm.get_submodule(called[0]))][0]
-    return layers, called[0], as_tuple, type(stack_output), (first[0] if as_tuple else first).shape[-1]
+    return layers, called[0], values, type(stack_output), (first[0] if values else first).shape[-1]
 
 
 def _is_residual(output: Any) -> bool:

@@ -14,6 +14,14 @@ from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
 
 
+FACTORS = {
+    "auto": "each model's own factor, outliers left out (auto)",
+    "saelens": "each model's own factor, outliers included (saelens)",
+    "own": "the factor of the SAE's own model (own)",
+}
+"""What `--norm-scaling-factor` says, in words."""
+
+
 class Run:
     """A finished or unfinished run, read from its directory. Raises UserError E-RUN where that is none or is damaged."""
 
@@ -61,12 +69,15 @@ class Run:
         """What a reader of the table must know: scaling, outliers, what was left out, what is unfinished."""
         manifest = self.manifest
         notes = []
-        asked = {scale.sae: scale.asked_for for scale in manifest.calibration.scales}
-        for sae, wants in asked.items():
-            if wants:
-                notes.append(f"SAE {sae} asks for norm scaling: factor {manifest.spec.norm_scaling_factor}, model by model.")
-            else:
-                notes.append(f"SAE {sae} asks for no norm scaling: factor 1, so own and other models get the same scale.")
+        wants = {scale.sae: scale.asked_for for scale in manifest.calibration.scales}
+        asking = [sae for sae, asked in wants.items() if asked]
+        others = [sae for sae, asked in wants.items() if not asked]
+        if asking:
+            factor = manifest.spec.norm_scaling_factor
+            notes.append(f"Norm scaling is asked for by {', '.join(asking)}: {FACTORS.get(str(factor), 'the number given')}.")
+        if others:
+            what = "factor 1, so own and other models get the same scale"
+            notes.append(f"Norm scaling is not asked for by {', '.join(others)}: {what}.")
         numeric = isinstance(manifest.spec.outlier_threshold, float)
         if numeric and len({scale.factor for scale in manifest.calibration.scales}) > 1:
             notes.append("The outlier threshold is on scaled norms: SAEs whose factors differ can have different outliers.")

@@ -32,6 +32,9 @@ HEADINGS = {
 HIDDEN = ("explained_variance_legacy", "ce_recovered_legacy", "note")
 """Columns that the terminal table leaves to the other formats; notes stand below it."""
 
+LIFTED = ("model", "sae", "data", "token_kind", "norm_scaling_factor", "outlier_threshold")
+"""Columns that stand in one line above the terminal table where they say the same everywhere."""
+
 
 def number(value: Any) -> str:
     """A value for people: four significant digits, thousands separated, a dash for none."""
@@ -43,9 +46,9 @@ def number(value: Any) -> str:
 
 
 def terminal(records: Sequence[Record], footnotes: Sequence[str], width: int | None, colour: bool) -> str:
-    """A table for the terminal, notes and footnotes below. Columns with one value everywhere stand in one line above."""
+    """A table for the terminal; above it what is the same everywhere, below it notes and footnotes."""
     shown = [column for column in TABLE_COLUMNS if column not in HIDDEN]
-    same = [c for c in ("model", "sae", "data", "token_kind") if len(records) > 1 and len({r[c] for r in records}) == 1]
+    same = [column for column in LIFTED if len(records) > 1 and len({record[column] for record in records}) == 1]
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True)
     columns = [column for column in shown if column not in same]
     for column in columns:
@@ -57,7 +60,7 @@ def terminal(records: Sequence[Record], footnotes: Sequence[str], width: int | N
     needed = Console(file=out, width=1000).measure(table).maximum
     console = Console(file=out, width=max(width or 0, needed), force_terminal=colour, highlight=False)
     if same:
-        console.print(escape("   ".join(f"{HEADINGS.get(column, column)}: {records[0][column]}" for column in same)))
+        console.print(escape("   ".join(f"{HEADINGS.get(column, column)}: {number(records[0][column])}" for column in same)))
     console.print(table)
     for record in records:
         if record["note"]:

@@ -59,10 +59,10 @@ def model_facts(config: Mapping[str, Any], where: str) -> ModelFacts:
     text = {**config, **nested} if isinstance(nested, dict) else config
     return ModelFacts(
         model_type=str(text.get("model_type", "unknown")),
-        d_model=_first_int(text, D_MODEL, where),
-        n_layers=_first_int(text, N_LAYERS, where),
-        vocab_size=_first_int(text, ("vocab_size",), where),
-        max_positions=_first_int(text, MAX_POSITIONS, where),
+        d_model=_first_int(text, D_MODEL, where, "E-MODEL"),
+        n_layers=_first_int(text, N_LAYERS, where, "E-MODEL"),
+        vocab_size=_first_int(text, ("vocab_size",), where, "E-MODEL"),
+        max_positions=_first_int(text, MAX_POSITIONS, where, "E-MODEL"),
     )
 
 
@@ -112,7 +112,7 @@ def sae_facts(folder: Path) -> SaeFacts:
         hook_point=_hook_point(cfg, where),
         normalize_activations=_normalization(cfg, where),
         prepend_bos=bool(cfg.get("prepend_bos", True)),
-        context_size=_first_int(cfg, ("context_size",), where),
+        context_size=_first_int(cfg, ("context_size",), where, "E-SAE"),
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
     )
     shapes = tensor_shapes(folder / "sae_weights.safetensors", "E-SAE")
@@ -146,7 +146,10 @@ def _architecture(cfg: Mapping[str, Any], where: str) -> str:
         name = "topk"
     if name not in ARCHITECTURES:
         raise UserError("E-SAE", f"{where}: architecture {name!r} is not supported", f"use {', '.join(ARCHITECTURES)}")
-    if name in ("standard", "gated") and activation != "relu":
+    if name == "topk":
+        kwargs = cfg.get("activation_fn_kwargs")
+        _required_int({**(kwargs if isinstance(kwargs, dict) else {}), **cfg}, "k", where)  # sae-lens would take 100
+    elif activation != "relu":
         raise UserError("E-SAE", f"{where}: a {name} SAE with activation {activation!r} can't be loaded exactly", "use relu")
     return name
 
@@ -170,17 +173,17 @@ def _hook_point(cfg: Mapping[str, Any], where: str) -> HookPoint:
 
 
 def _required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:
-    value = _first_int(cfg, (key,), where)
+    value = _first_int(cfg, (key,), where, "E-SAE")
     if value is None:
         raise UserError("E-SAE", f"{where} has no {key}", "give a SAELens SAE")
     return value
 
 
-def _first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str) -> int | None:
+def _first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str, code: str) -> int | None:
     for key in keys:
         value = cfg.get(key)
         if value is not None:
-            if not isinstance(value, int) or value < 1:
-                raise UserError("E-SAE" if "cfg" in where else "E-MODEL", f"{where}: {key} is {value!r}", "mend the config")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(code, f"{where}: {key} is {value!r}", "mend the config")
             return value
     return None

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import httpx
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: that of httpx or httpx2, by its version
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -36,8 +36,10 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
         raise UserError("E-HUB", f"{at} is not on the Hub, or is private", "check the name, or run: hf auth login") from None
     except HFValidationError as error:
         raise UserError("E-HUB", f"{at} is no Hub id ({error})", "give org/name, or a path that begins with ./") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise UserError("E-HUB", f"{at} is not in the cache and the Hub can't be reached", "check the network") from None
-    except (HfHubHTTPError, httpx.HTTPError) as error:
-        raise UserError("E-HUB", f"{at} could not be downloaded ({str(error).splitlines()[0]})", "try again later") from None
+    except (HTTPError, OSError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            raise UserError("E-HUB", f"{at} is not in the cache and the Hub can't be reached", "check the network") from None
+        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise UserError("E-HUB", f"{at} could not be downloaded ({line})", "try again later") from None
     return folder, folder.name
