@@ -146,8 +146,8 @@ def test_long_chats_are_left_out_and_counted() -> None:
     """Documents keep their index in the file; a chat of exactly the context size stays."""
     long = [Message("user", "fox " * 50), Message("assistant", "dogs")]
     size = len(tokens_and_kinds(QWEN(CHAT), TOKENIZER)[0])
-    data = tokenise([CHAT, long, CHAT], QWEN, TOKENIZER, "chats", size)
-    assert (data.name, data.left_out, len(data.rows)) == ("chats", 1, 2)
+    data = tokenise([CHAT, long, CHAT, long], QWEN, TOKENIZER, "chats", size)
+    assert (data.name, data.left_out, len(data.rows)) == ("chats", 2, 2)
     assert [set(row.documents.tolist()) for row in data.rows] == [{0}, {2}]
     assert [row.index for row in data.rows] == [0, 1]
     assert tokenise([CHAT, long], QWEN, TOKENIZER, "chats", None).left_out == 0

@@ -45,5 +45,5 @@ def test_an_outlier_is_strictly_above_the_threshold() -> None:
 
 def test_squared_distance_is_summed_over_d_model() -> None:
     """One number a position."""
-    a, b = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[4.0, -2.0], [0.0, 1.0]])
+    a, b = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[4.0, 6.0], [0.0, 1.0]])
     assert squared_distance(a, b).tolist() == [25.0, 1.0]

@@ -109,13 +109,12 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-def ce_recovered_legacy(rows: Floats, sums: Sums, batch_size: int) -> float:
+def ce_recovered_legacy(rows: NDArray[np.number], sums: Sums, batch_size: int) -> float:
     """Mean over batches of the batch's CE recovered, batch k being token rows kB to kB+B-1, each of equal weight.
 
     `rows` is the token row of each record in `sums`. nan where a batch has no defined score.
     """
-    batch = np.asarray(rows, dtype=np.int64) // batch_size
-    _, which = np.unique(batch, return_inverse=True)
+    _, which = np.unique(rows // batch_size, return_inverse=True)
     by_batch = {
         name: np.asarray(np.bincount(which, weights=sums[name]), dtype=np.float64)
         for name in ("ce_clean", "ce_spliced", "ce_zero", "scored")

@@ -13,7 +13,6 @@ from sae_transfer.runs.directory import read_manifest, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
 
-
 FACTORS = {
     "auto": "each model's own factor, outliers left out (auto)",
     "saelens": "each model's own factor, outliers included (saelens)",
