@@ -10,6 +10,8 @@ import typer
 from sae_transfer.cli import measuring, reading
 from sae_transfer.errors import UserError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="sae-transfer",
     help="Does a sparse autoencoder trained on one language model still work on its fine-tuned version?",
@@ -31,6 +33,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else (with a log's path)."""
     try:
         code = app(args, prog_name="sae-transfer", standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _stop(f"error: {error}", 2)
@@ -38,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
         given = _value(sys.argv[1:] if args is None else args, getattr(getattr(error, "param", None), "opts", []))
         _stop(f"error: {' '.join(error.format_message().split())}{given}: see sae-transfer --help [E-OPTION]", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted: the same command goes on where this one stopped", 130)
+        _stop("interrupted: the same command goes on where this one stopped", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -1,0 +1,105 @@
+"""What was asked: the grammar of sources, names, hook points and sizes."""
+
+from pathlib import Path
+
+import pytest
+
+from sae_transfer.errors import UserError
+from sae_transfer.specs import DataRef, HookPoint, ModelRef, SaeRef, byte_count, named_sources
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/model", ModelRef("model", "org/model")),
+        ("org/model@v1.0", ModelRef("model", "org/model@v1.0")),
+        ("base=org/model@main", ModelRef("base", "org/model@main")),
+        ("./models/base", ModelRef("base", "./models/base")),
+        ("x/SmolLM2.Q4_1.gguf", ModelRef("SmolLM2.Q4_1.gguf", "x/SmolLM2.Q4_1.gguf")),
+        ("lora=./base+./adapter", ModelRef("lora", "./base", "./adapter")),
+        ("org/model+org/adapter", ModelRef("adapter", "org/model", "org/adapter")),
+        ("./a=b", ModelRef("a-b", "./a=b")),
+    ],
+)
+def test_models_are_named_sources_with_an_adapter(text: str, expected: ModelRef) -> None:
+    """[NAME=]SOURCE[+ADAPTER]; the name defaults to the last part of the path."""
+    assert ModelRef.parse(text) == expected
+
+
+def test_a_plus_in_the_name_of_an_existing_path_is_part_of_it(tmp_path: Path) -> None:
+    """Only a path that does not exist is taken apart."""
+    (tmp_path / "c++").mkdir()
+    assert ModelRef.parse(str(tmp_path / "c++")).adapter is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("./sae", SaeRef("sae", "./sae")),
+        ("base=./sae", SaeRef("base", "./sae")),
+        ("tuned@chat=./sae", SaeRef("tuned", "./sae", "chat")),
+    ],
+)
+def test_saes_may_name_their_own_model(text: str, expected: SaeRef) -> None:
+    """[NAME[@MODEL]=]SOURCE."""
+    assert SaeRef.parse(text) == expected
+
+
+def test_data_are_named_after_their_kind() -> None:
+    """Unless they are given a name."""
+    assert DataRef.parse("text", "./wiki.txt") == DataRef("text", "text", "./wiki.txt")
+    assert DataRef.parse("chats", "alpaca=./a.jsonl") == DataRef("alpaca", "chats", "./a.jsonl")
+
+
+@pytest.mark.parametrize("text", ["base=", "", ".."])
+def test_a_source_that_names_nothing_is_refused(text: str) -> None:
+    """Or one that no name can be made of."""
+    with pytest.raises(UserError, match="E-SPEC"):
+        ModelRef.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "boundary"),
+    [
+        ("blocks.3.hook_resid_pre", 3),
+        ("blocks.3.hook_resid_post", 4),
+        ("layers.3", 4),
+        ("model.layers.3", 4),
+        ("layers.3.resid_pre", 3),
+    ],
+)
+def test_hook_points_are_boundaries_between_layers(name: str, boundary: int) -> None:
+    """resid_post of a layer is resid_pre of the next; a module's name means its output."""
+    hook_point = HookPoint.parse(name)
+    assert hook_point.boundary == boundary
+    assert HookPoint.parse(str(hook_point)) == hook_point
+
+
+@pytest.mark.parametrize("name", ["blocks.3.hook_mlp_out", "blocks.x.hook_resid_pre", "", "embed"])
+def test_other_hook_points_are_refused(name: str) -> None:
+    """With what would do instead."""
+    with pytest.raises(UserError, match="hook_resid_post"):
+        HookPoint.parse(name)
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 0), ("2GB", 2 * 10**9), ("1.5 mb", 1_500_000), (7, 7), ("3T", 3 * 10**12)])
+def test_sizes_are_bytes_or_words(text: str | int, count: int) -> None:
+    """Decimal units, as disks are sold."""
+    assert byte_count("--activation-cache", text) == count
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "2 GiB"])
+def test_other_sizes_are_refused(text: str) -> None:
+    """The option and the value are named."""
+    with pytest.raises(UserError, match=f"--activation-cache '{text}'"):
+        byte_count("--activation-cache", text)
+
+
+def test_python_callers_give_one_several_or_named_sources() -> None:
+    """All become NAME=SOURCE."""
+    assert named_sources("./a") == ["./a"]
+    assert named_sources(["./a", "b=./b"]) == ["./a", "b=./b"]
+    assert named_sources({"a": "./a", "t@m": "./t"}) == ["a=./a", "t@m=./t"]
+    assert named_sources(None) == []
+    with pytest.raises(UserError, match="no NAME"):
+        named_sources({"a/b": "./a"})
