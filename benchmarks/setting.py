@@ -13,8 +13,9 @@ from sae_transfer import saes
 from sae_transfer.models.split import SplitModel
 from sae_transfer.saes import LoadedSae
 from sae_transfer.specs import DataRef, EvaluateSpec, ModelRef, SaeRef
-from sae_transfer.workflows.prepare import Prepared, Resolved, resolved, tokenised
+from sae_transfer.workflows.prepare import Resolved, resolved
 from sae_transfer.workflows.shelf import Shelf
+from sae_transfer.workflows.tokenise import Prepared, tokenised
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "smollm2"
 """Real SAEs and text, which lie beside the checkout in development only; elsewhere random ones of the same shape."""

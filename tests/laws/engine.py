@@ -14,9 +14,10 @@ from sae_transfer.engine.plan import plan
 from sae_transfer.rows import KEYS, SUMS, Calibration
 from sae_transfer.specs import EvaluateSpec
 from sae_transfer.workflows.calibrate import calibrate
-from sae_transfer.workflows.prepare import resolved, tokenised
+from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.progress import Silent
 from sae_transfer.workflows.shelf import Shelf
+from sae_transfer.workflows.tokenise import tokenised
 
 Sums = dict[tuple[Any, ...], dict[str, float]]
 

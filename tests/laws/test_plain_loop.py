@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from sae_transfer import Run, evaluate
 from sae_transfer.data.packing import TokenData
 from sae_transfer.specs import TOKEN_KINDS
-from sae_transfer.workflows.prepare import resolved, tokenised
+from sae_transfer.workflows.prepare import resolved
+from sae_transfer.workflows.tokenise import tokenised
 from tests.conftest import N_LAYERS, Pair, save_model, save_sae
 
 

@@ -82,8 +82,7 @@ class Run:
             notes.append("The outlier threshold is on scaled norms: SAEs whose factors differ can have different outliers.")
         for name, data in manifest.data.items():
             if data.left_out:
-                size = manifest.tokenisation.chat_context_size
-                notes.append(f"{name}: {data.left_out} chats are longer than {size} tokens and were left out.")
+                notes.append(f"{name}: {data.left_out} chats are longer than {data.context_size} tokens and were left out.")
         if manifest.status != "done":
             notes.append("This run is unfinished: the same command resumes it.")
         return notes

@@ -57,18 +57,12 @@ class DataTokens(_Part):
     token_kinds: tuple[str, ...]
     batched: bool
     """Whether the legacy CE recovered is a mean over batches of token rows: text, and rows without a mask."""
-
-
-class Tokenisation(_Part):
-    """How documents became tokens: one packing and one rendering for the run."""
-
     tokenizer: str | None = None
-    """NAME of the model whose tokenizer was used; None where only rows of ids were given."""
+    """NAME of the model whose tokenizer was used; None for rows of ids."""
     context_size: int | None = None
+    """Tokens of a packed row, or of the longest chat that is kept."""
     bos: int | None = None
-    """Id put at the start of packed rows and between documents; None where there is none."""
-    chats_tokenizer: str | None = None
-    chat_context_size: int | None = None
+    """Id at the start of packed rows and between documents; None where there is none."""
 
 
 class Skipped(_Part):
@@ -87,7 +81,6 @@ class Manifest(_Part):
     spec: EvaluateSpec
     sources: dict[str, Source]
     """By `model:NAME`, `adapter:NAME`, `sae:NAME`, `data:NAME`."""
-    tokenisation: Tokenisation
     data: dict[str, DataTokens]
     seeds: dict[str, int] = {}
     calibration: Calibration

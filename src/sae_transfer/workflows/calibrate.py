@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 from sae_transfer.errors import UserError
 from sae_transfer.rows import Calibration, Mean, Norms, Scale
 from sae_transfer.specs import EvaluateSpec, HookPoint
-from sae_transfer.workflows.prepare import Prepared, Resolved
+from sae_transfer.workflows.prepare import Resolved
 from sae_transfer.workflows.progress import Progress
 from sae_transfer.workflows.shelf import Shelf
+from sae_transfer.workflows.tokenise import Prepared
 
 if TYPE_CHECKING:
     from sae_transfer.engine.cache import ActivationCache

@@ -26,9 +26,10 @@ from sae_transfer.specs import (
     named_sources,
 )
 from sae_transfer.workflows.calibrate import calibrate
-from sae_transfer.workflows.prepare import resolved, tokenised
+from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.progress import Progress, Silent
 from sae_transfer.workflows.shelf import Shelf, device
+from sae_transfer.workflows.tokenise import tokenised
 
 Sources = str | Iterable[str] | Mapping[str, str]
 
@@ -113,7 +114,6 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
                 Manifest(
                     spec=spec,
                     sources=sources,
-                    tokenisation=prepared.tokenisation,
                     data=prepared.about,
                     seeds={"self_check": CHECK_SEED},
                     calibration=calibration,
