@@ -8,7 +8,7 @@ merging, sharding and resuming need, and every metric is a ratio of such sums.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 
@@ -54,6 +54,9 @@ COLUMNS: tuple[Column, ...] = (
 KEYS = tuple(column.name for column in COLUMNS if column.role == "key")
 SUMS = tuple(column.name for column in COLUMNS if column.role != "key")
 CELL_KEYS = ("model", "sae", "data", "token_kind")
+
+Block = dict[str, list[Any]]
+"""Some rows, by column, of equal length: what the engine yields and a run directory stores."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from sae_transfer.specs import DataRef, EvaluateSpec, ModelRef, SaeRef
 from tests.conftest import Pair
 from tests.laws.engine import Sums, measured
 
-ROUNDING = 3e-5
-"""Relative; 4e-6 is the largest that was measured over the layouts below, on the sums of single documents."""
+ROUNDING = 5e-6
+"""Relative; 7e-7 is the largest that was measured over 14 layouts (batch sizes 1 to 30, both padding sides)."""
 
 COUNTS = ("scored", "kept", "outliers")
 

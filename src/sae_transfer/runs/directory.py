@@ -8,18 +8,17 @@ measured again. A part exists for a run only once run.json names it.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from sae_transfer.errors import UserError
-from sae_transfer.rows import COLUMNS, SCHEMA_VERSION
+from sae_transfer.rows import COLUMNS, SCHEMA_VERSION, Block
 from sae_transfer.runs.manifest import Manifest, Part, parse
 
 RUN_FILE = "run.json"
@@ -96,7 +95,7 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def append(folder: Path, manifest: Manifest, unit: str, blocks: Sequence[Mapping[str, Sequence[Any]]]) -> Manifest:
+def append(folder: Path, manifest: Manifest, unit: str, blocks: Sequence[Block]) -> Manifest:
     """Write the blocks of one unit as a part, then name it in run.json."""
     metadata = {"sae_transfer.schema": str(SCHEMA_VERSION), "sae_transfer.calibration": manifest.calibration_hash}
     schema = SCHEMA.with_metadata(metadata)
