@@ -1,5 +1,6 @@
 """The front door: few names, opened lazily; commands that start fast because they load no tensor library."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 import sae_transfer
 from sae_transfer import evaluate
+from sae_transfer.cli import measuring
 from tests.conftest import Pair
 from tests.running import fresh, run
 
@@ -89,3 +91,12 @@ def test_the_default_directory_is_found_again_by_the_same_call(
     other = evaluate(str(pair.base), str(pair.sae_base), rows=str(pair.rows), batch_size=3)
     assert first.path == again.path != other.path
     assert first.path.parent == other.path.parent == Path("runs")
+
+
+def test_the_command_line_has_the_options_and_defaults_of_the_function() -> None:
+    """`evaluate` in Python and in the shell take the same names; what is left out is the same on both sides."""
+    python = {name: option.default for name, option in inspect.signature(evaluate).parameters.items()}
+    shell = {name: option.default for name, option in inspect.signature(measuring.evaluate).parameters.items()}
+    assert shell.pop("token_kinds").split(",") == list(python.pop("token_kinds"))
+    renamed = {"models": "model", "saes": "sae"}
+    assert {renamed.get(name, name): default for name, default in python.items() if name != "progress"} == shell
