@@ -76,11 +76,18 @@ def test_a_missing_value_is_null_and_its_reason_stands_in_the_note() -> None:
     assert records(columns({}), [A], calibration(), frozenset(), 8)[0]["note"] is None
 
 
-@pytest.mark.parametrize(("spliced", "above"), [(0.5, True), (1.0, False)])
-def test_ce_recovered_above_one_is_said(spliced: float, above: bool) -> None:
-    """It means that the splice lowers CE, which a reader of the bare number would take for perfection."""
-    record = records(columns({"ce_spliced": spliced}), [A], calibration(), frozenset(), 8)[0]
-    assert (record["note"] == "ce_recovered is above 1: the spliced model's CE is below the clean model's") is above
+@pytest.mark.parametrize(
+    ("sums", "note"),
+    [
+        ({"ce_spliced": 0.5}, "ce_recovered is above 1: the splice lowers the CE"),
+        ({"ce_spliced": 1.0}, None),
+        ({"ce_zero": 0.5, "ce_spliced": 2.0}, "zero ablation lowers the CE, so ce_recovered measures nothing"),
+        ({"ce_zero": 0.5, "ce_spliced": 0.75}, "zero ablation lowers the CE, so ce_recovered measures nothing"),
+    ],
+)
+def test_a_ce_recovered_that_misleads_is_said(sums: dict[str, object], note: str | None) -> None:
+    """Above 1 a reader of the bare number would take it for perfection; with zero ablation as a help it has no meaning."""
+    assert records(columns(sums), [A], calibration(), frozenset(), 8)[0]["note"] == note
 
 
 def test_a_cell_that_cannot_be_measured_says_why() -> None:

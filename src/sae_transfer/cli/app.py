@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> None:
         _stop(f"error: {error}", 2)
     except typer.TyperException as error:
         given = _value(sys.argv[1:] if args is None else args, getattr(getattr(error, "param", None), "opts", []))
-        _stop(f"error: {' '.join(error.format_message().split())}{given}: see sae-transfer --help [E-OPTION]", 2)
+        _stop(f"error: {' '.join(error.format_message().split()).rstrip('.')}{given}: see sae-transfer --help [E-OPTION]", 2)
     except (KeyboardInterrupt, typer.Abort):
         _stop("interrupted: the same command goes on where this one stopped", INTERRUPTED)
     except BrokenPipeError:

@@ -89,8 +89,10 @@ def _record(cell: Cell, rows: Columns, calibration: Calibration, batch_size: int
     values["ce_recovered_legacy"] = legacy
     reasons["ce_recovered_legacy"] = NO_DAMAGE
     notes = [f"{name}: {reasons[name]}" for name, value in values.items() if not math.isfinite(value)]
-    if values["ce_recovered"] > 1:
-        notes.append("ce_recovered is above 1: the spliced model's CE is below the clean model's")
+    if values["ce_zero"] < values["ce_clean"]:
+        notes.append("zero ablation lowers the CE, so ce_recovered measures nothing")
+    elif values["ce_recovered"] > 1:
+        notes.append("ce_recovered is above 1: the splice lowers the CE")
     scale = calibration.scale(cell.model, cell.sae)
     record = {
         **_keys(cell),
