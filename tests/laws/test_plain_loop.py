@@ -12,10 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from sae_transfer import Run, evaluate
 from sae_transfer.data.packing import TokenData
+from sae_transfer.models.families import FAMILIES as FAMILY
+from sae_transfer.models.families import Family
 from sae_transfer.specs import TOKEN_KINDS
 from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.tokenise import tokenised
-from tests.conftest import N_LAYERS, Pair, save_model, save_sae
+from tests.conftest import Pair, save_model, save_sae, write_jsonl
+from tests.models.tiny import FAMILIES, WIDTH, tiny
+from tests.models.tiny import VOCAB as WORDS
 
 
 @dataclass
@@ -38,8 +42,8 @@ class Plain:
             new = resid if change is None else change(resid[0]).unsqueeze(0)
             return (new, *args[1:]) if output is None else new
 
-        layers = self.model.model.layers
-        last = self.boundary == N_LAYERS
+        layers = next(module for module in self.model.modules() if isinstance(module, torch.nn.ModuleList))
+        last = self.boundary == len(layers)
         handle = layers[-1].register_forward_hook(hook) if last else layers[self.boundary].register_forward_pre_hook(hook)
         logits = self.model(tokens.unsqueeze(0), use_cache=False).logits[0]
         handle.remove()
@@ -104,6 +108,25 @@ def test_every_cell_is_what_the_definitions_give(pair: Pair, tmp_path: Path, thr
         expected = by_the_definitions(plain, found.data[record["data"]], record["token_kind"])
         assert {name: record[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
         assert (record["outliers"] > 0) is (threshold != "off") or record["token_kind"] != "all"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_is_measured_by_the_definitions(tmp_path: Path, family: str) -> None:
+    """Rows longer than the sliding window, whole and masked, of every family of the property test."""
+    tiny(family).save_pretrained(tmp_path / "model")
+    sae = str(save_sae(tmp_path / "sae", 3, "blocks.2.hook_resid_pre", d_in=WIDTH))
+    tokens = torch.randint(0, WORDS, (6, 15), generator=torch.Generator().manual_seed(2)).tolist()
+    whole: list[dict[str, Any]] = [{"tokens": row[: 9 + index]} for index, row in enumerate(tokens)]
+    masked = [row | {"mask": [0, 1, 1] + [0] * (len(row["tokens"]) - 3)} for row in whole]
+    files = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("whole", whole), ("masked", masked))}
+    run = evaluate({"tiny": str(tmp_path / "model")}, {"sae": sae}, rows=files, batch_size=4, out=tmp_path / "run")
+    found = tokenised(run.manifest.spec, resolved(run.manifest.spec))
+    scale = run.manifest.calibration.scale("tiny", "sae")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=FAMILY.get(family, Family()).attention)
+    plain = Plain(model, SAE.load_from_disk(sae), 2, scale.factor, scale.threshold or float("inf"))
+    for record in run.records():
+        expected = by_the_definitions(plain, found.data[record["data"]], "all")
+        assert {name: record[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
 
 
 @pytest.fixture(scope="module")
