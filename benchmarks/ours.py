@@ -32,8 +32,8 @@ def evaluate(setting: Setting) -> Losses:
         calibration = calibrate(spec, setting.found, prepared, models, cache, Silent())
         for unit in plan(prepared.pairs(setting.found), prepared.lengths, spec.batch_size):
             data, kinds = prepared.data[unit.data], prepared.about[unit.data].token_kinds
-            at = residuals(unit.model, models, cache)
-            for block in measure.measure(unit, setting.model, setting.saes, data, kinds, calibration, at, lambda _: None):
+            read = residuals(unit.model, models, cache)
+            for block in measure.measure(unit, setting.model, setting.saes, data, kinds, calibration, read, lambda _: None):
                 for column in SUMMED:
                     sums[block["sae"][0]][column] += sum(block[column])
     return {name: _means(total) for name, total in sums.items()}

@@ -14,6 +14,7 @@ from sae_transfer.models.split import SplitModel
 from sae_transfer.saes import LoadedSae
 from sae_transfer.specs import DataRef, EvaluateSpec, ModelRef, SaeRef
 from sae_transfer.workflows.prepare import Resolved, resolved
+from sae_transfer.workflows.progress import Silent
 from sae_transfer.workflows.shelf import Shelf
 from sae_transfer.workflows.tokenise import Prepared, tokenised
 
@@ -70,7 +71,7 @@ def load(folder: Path) -> Setting:
     found = resolved(spec)
     loaded = tuple(saes.load(sae, spec.device) for sae in found.saes)
     boundaries = sorted({sae.facts.hook_point.boundary for sae in loaded})
-    return Setting(spec, found, tokenised(spec, found), Shelf(found, spec, boundaries), loaded, rows, real)
+    return Setting(spec, found, tokenised(spec, found), Shelf(found, spec, boundaries, Silent()), loaded, rows, real)
 
 
 def _folded(folder: Path) -> SAE:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, NoReturn
 
 from sae_transfer.errors import UserError
 
-NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
+MOST = 10**15
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 TOKEN_KINDS = ("all", "user_prompt", "rollout", "control_tokens", "system")
 CHAT_KINDS = TOKEN_KINDS[1:]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -155,8 +156,8 @@ class EvaluateSpec:
             ("--context-size", self.context_size, 2),
             ("--activation-cache", self.activation_cache, 0),
         ):
-            if value is not None and value < least:
-                raise UserError("E-OPTION", f"{option} {value} is too small", f"give at least {least}")
+            if value is not None and (not isinstance(value, int) or not least <= value <= MOST):
+                raise UserError("E-OPTION", f"{option} {value!r} makes no sense", f"give a whole number from {least} to {MOST}")
         if self.norm_scaling_factor == "own":
             for sae in self.saes:
                 if self.own_model(sae) is None:
@@ -180,7 +181,7 @@ def choice_or_number(option: str, value: str | float, choices: Iterable[str]) ->
         return value
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError("E-OPTION", f"{option} {value!r} is no number", f"give {', '.join(allowed)} or a number") from None
 
 
@@ -190,12 +191,17 @@ def _positive(option: str, value: str | float) -> None:
 
 
 def _named(text: str) -> tuple[str | None, str]:
-    """Split NAME=SOURCE; an equals sign that follows no plain NAME belongs to the source."""
-    match = re.match(rf"({NAME.pattern})=", text)
-    name, source = (match[1], text[match.end() :]) if match else (None, text)
-    if not source:
-        raise UserError("E-SPEC", f"{text!r} names no source", "give NAME=SOURCE or SOURCE")
-    return name, source
+    """Split NAME=SOURCE; an equals sign in a path (with a slash before it, or of a file that exists) is part of the path."""
+    name, joined, source = text.partition("=")
+    if not joined or "/" in name or Path(text).exists():
+        return None, text or _no_source(text)
+    if not NAME.fullmatch(name):
+        raise UserError("E-SPEC", f"{name!r} is no NAME", "use letters, digits, dots, dashes and underscores")
+    return name, source or _no_source(text)
+
+
+def _no_source(text: str) -> NoReturn:
+    raise UserError("E-SPEC", f"{text!r} names no source", "give NAME=SOURCE or SOURCE")
 
 
 def _last_part(source: str) -> str:

@@ -36,7 +36,7 @@ def test_an_interrupted_run_says_that_it_can_be_resumed(pair: Pair, tmp_path: Pa
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted: the same command goes on where this one stopped"
+    assert err.splitlines()[-1] == "interrupted: what is finished is kept, and the same command goes on from there"
     assert Run(out).manifest.status == "running"
     assert run(*arguments)[0] == 0
     assert Run(out).manifest.status == "done"

@@ -220,7 +220,7 @@ def a_batch_size_that_is_no_number(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, batch_size="eight")
 
 
-@case("E-OPTION", "too small")
+@case("E-OPTION", "from 1 to")
 def a_batch_size_of_zero(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, batch_size="0")
 

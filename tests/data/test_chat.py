@@ -162,7 +162,7 @@ def test_chats_too_short_to_score_are_passed_over() -> None:
     render = renderer_of("{instruction}")
     tiny = [Message("user", "fo")]
     assert [row.documents[0] for row in tokenise([tiny, CHAT], render, TOKENIZER, "c", None).rows] == [1]
-    with pytest.raises(UserError, match=r"^c: no chat has a scored position, 1 were too long: raise --context-size \[E"):
+    with pytest.raises(UserError, match=r"^c: no chat has a scored position, 1 are longer than 3 tokens: give shorter chats"):
         tokenise([tiny, CHAT], render, TOKENIZER, "c", 3)
 
 
@@ -191,7 +191,10 @@ def test_records_are_read_in_both_forms(tmp_path: Path) -> None:
         ({"instruction": "a", "completion": 1}, "record 1 has neither"),
         ({"messages": []}, "record 1 has neither"),
         ({"messages": "hello"}, "record 1 has neither"),
-        ({"messages": ["hello"]}, "record 1: a message needs a role of system, user, assistant and a content: mend it"),
+        (
+            {"messages": ["hello"]},
+            "record 1: a message needs a role of system, user, assistant and a content that is a str",
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "record 1: a message needs"),
         ({"messages": [{"role": "user", "content": 3}]}, "record 1: a message needs"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}, "record 1: a message needs"),

@@ -30,7 +30,7 @@ def measured(
     prepared = tokenised(spec, found)
     prepared = replace(prepared, data={name: change(data) for name, data in prepared.data.items()})
     loaded = [saes.load(sae, "cpu") for sae in found.saes]
-    models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}))
+    models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}), Silent())
     cache = ActivationCache(io.BytesIO(), cache_bytes)
     calibration = calibrate(spec, found, prepared, models, cache, Silent())
     sums: Sums = {}

@@ -66,9 +66,10 @@ def test_legacy_ce_recovered_is_by_batch_for_batched_data_only() -> None:
 
 def test_a_missing_value_is_null_and_its_reason_stands_in_the_note() -> None:
     """No nan reaches a user, and every null is explained."""
-    record = records(columns({"ce_zero": 1.0, "error_ratio": np.inf}), [A], calibration(), frozenset(), 8)[0]
+    record = records(columns({"ce_zero": 1.0, "kept": 1.0}), [A], calibration(), frozenset(), 8)[0]
     assert record["ce_recovered"] is record["ce_recovered_legacy"] is record["explained_variance_legacy"] is None
     assert record["note"].split("; ") == [
+        "explained_variance: fewer than two positions are kept, or they are all alike",
         "explained_variance_legacy: fewer than two positions are kept, or they are all alike",
         "ce_recovered: zero ablation changes the CE by less than 0.0001 nats",
         "ce_recovered_legacy: zero ablation changes the CE by less than 0.0001 nats",
@@ -90,6 +91,20 @@ def test_a_ce_recovered_that_misleads_is_said(sums: dict[str, object], note: str
     assert records(columns(sums), [A], calibration(), frozenset(), 8)[0]["note"] == note
 
 
+def test_a_cell_in_which_nothing_was_spliced_says_so_first() -> None:
+    """Its costs are 0 for that reason, and not because the SAE is perfect."""
+    note = records(columns({"kept": 0.0}), [A], calibration(), frozenset(), 8)[0]["note"].split("; ")
+    assert note[0] == "nothing was spliced: every position under test is an outlier"
+    assert note[1] == "l0: no position under test is kept"
+
+
+def test_sums_that_overflowed_are_called_so() -> None:
+    """A reason that does not fit would send the reader the wrong way."""
+    record = records(columns({"squared_error": np.inf}), [A], calibration(), frozenset(), 8)[0]
+    assert record["mse"] is record["explained_variance"] is None
+    assert record["note"] == "mse: the sums are not finite; explained_variance: the sums are not finite"
+
+
 def test_a_cell_that_cannot_be_measured_says_why() -> None:
     """Its record has every column, null but for its names."""
     record = empty(B, "token 7 is unknown")
@@ -98,3 +113,6 @@ def test_a_cell_that_cannot_be_measured_says_why() -> None:
         **{"model": "chat", "sae": "sae", "data": "text", "token_kind": "all"},
         "note": "token 7 is unknown",
     }
+    scale = calibration().scales[0]
+    known = empty(B, "not measured yet", scale)
+    assert (known["norm_scaling_factor"], known["outlier_threshold"], known["kl"]) == (0.5, 80.0, None)

@@ -58,20 +58,35 @@ def test_markdown_is_a_table_of_every_column(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "how", "shown"),
     [
-        (None, "–"),
-        (0.123456, "0.1235"),
-        (1234.6, "1,235"),
-        (123456.0, "123,456"),
-        (4080, "4,080"),
-        ("a", "a"),
-        (-1e-5, "-1e-05"),
+        (None, ".3f", "–"),
+        (0.123456, "", "0.1235"),
+        (0.5, ".3f", "0.500"),
+        (4080, ",", "4,080"),
+        ("a", "", "a"),
+        (2e9, ".1f", "2.000e+09"),
     ],
 )
-def test_numbers_for_people_have_four_digits(value: object, shown: str) -> None:
+def test_numbers_for_people_are_as_their_column_says(value: object, how: str, shown: str) -> None:
     """Scripts read JSON; people read this."""
-    assert tables.number(value) == shown
+    assert tables.number(value, how) == shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_a_narrow_terminal_gets_fewer_columns_not_broken_lines(run: Run, width: int) -> None:
+    """What was left out is named; ΔCE and KL stay."""
+    records = run.records()
+    text = tables.terminal(records, [], width, False)
+    lines = text.splitlines()
+    names = [line for line in lines if line.startswith(("base ", "chat ")) and " / " not in line]
+    assert len(names) == len(records)
+    assert max(len(line) for line in names) <= width
+    assert "ΔCE" in text
+    assert "KL" in text
+    assert any(line.startswith("Left out for width: ") for line in lines) is (
+        len(tables.terminal(records, [], None, False).splitlines()[2]) > width
+    )
 
 
 def test_names_from_outside_are_text_in_the_table(run: Run) -> None:

@@ -3,7 +3,10 @@
 import sys
 import tempfile
 import traceback
+from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,7 +18,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="sae-transfer",
     help="Does a sparse autoencoder trained on one language model still work on its fine-tuned version?",
-    no_args_is_help=True,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -25,24 +29,31 @@ app.command("show")(reading.show)
 
 
 @app.callback()
-def _program() -> None:
-    """Sub-commands are asked for by name, even where there is one."""
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"sae-transfer {metadata.version('sae-transfer')}")  # noqa: T201
+        raise typer.Exit
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else (with a log's path)."""
+    given = sys.argv[1:] if args is None else args
     try:
-        code = app(args, prog_name="sae-transfer", standalone_mode=False)
+        code = app(given or ["--help"], prog_name="sae-transfer", standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _stop(f"error: {error}", 2)
     except typer.TyperException as error:
-        given = _value(sys.argv[1:] if args is None else args, getattr(getattr(error, "param", None), "opts", []))
-        _stop(f"error: {' '.join(error.format_message().split()).rstrip('.')}{given}: see sae-transfer --help [E-OPTION]", 2)
+        what = " ".join(error.format_message().split()).rstrip(".")
+        value = _value(given, getattr(getattr(error, "param", None), "opts", []))
+        command = getattr(getattr(error, "ctx", None), "command_path", "sae-transfer")
+        _stop(f"error: {what}{value}: see {command} --help [E-OPTION]", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted: the same command goes on where this one stopped", INTERRUPTED)
+        _stop("interrupted: what is finished is kept, and the same command goes on from there", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -55,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _value(args: list[str], options: list[str]) -> str:
     """The value that an option was given, which typer's own message leaves out."""
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip_longest(args, args[1:], fillvalue=""):
         name, joined, value = argument.partition("=")
         if name in options:
             return f" (given {value if joined else following!r})"

@@ -36,17 +36,23 @@ class Bars:
 
     def stage(self, name: str, tokens: int) -> Callable[[int], None]:
         """A bar that moves on by the tokens it is called with."""
-        task = self._bars.add_task(name, total=tokens, rate="")
-        rate = _Rate()
+        for earlier in self._bars.tasks:  # a stage whose tokens are not known ends when the next begins
+            if earlier.total is None:
+                self._bars.update(earlier.id, total=1, completed=1)
+        task = self._bars.add_task(name, total=tokens or None, count="", rate="")
+        rate, total = _Rate(), 0
 
         def advance(done: int) -> None:
-            self._bars.update(task, advance=done, rate=f"{rate.after(done):,.0f} tokens/s")
+            nonlocal total
+            total += done
+            said = f"{rate.after(done):,.0f} tokens/s"
+            self._bars.update(task, advance=done, count=f"{total:,} of {tokens:,} tokens", rate=said)
 
         return advance
 
 
 class Lines:
-    """A line at the end of a stage, and one every few seconds before it."""
+    """A line at the end of a stage, and one every few seconds before it; none of a stage whose tokens are not known."""
 
     def stage(self, name: str, tokens: int) -> Callable[[int], None]:
         """Writes what is done, the rate and the time left."""
@@ -62,10 +68,14 @@ class Lines:
             if now - last >= EVERY or done >= tokens:
                 last = now
                 pace = f", {speed:,.0f} tokens/s, {(tokens - done) / speed:,.0f} s left" if speed else ""
-                sys.stderr.write(f"{name}: {done:,} of {tokens:,} tokens{pace}\n")
-                sys.stderr.flush()
+                _say(f"{name}: {done:,} of {tokens:,} tokens{pace}")
 
         return advance
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 @contextmanager
@@ -76,8 +86,8 @@ def for_terminal() -> Iterator[Bars | Lines]:
         return
     columns = (
         TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[count]} {task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:

@@ -59,7 +59,8 @@ def tokenise(
         owner = np.full(len(tokens), index, dtype=np.int32)
         rows.append(TokenRow(len(rows), tokens, kinds, kinds != NOT_UNDER_TEST, owner))
     if not rows:
-        raise UserError("E-DATA", f"{name}: no chat has a scored position, {left_out} were too long", "raise --context-size")
+        what = f"{name}: no chat has a scored position, {left_out} are longer than {context_size} tokens"
+        raise UserError("E-DATA", what, "give shorter chats, or --context-size if that limits them")
     return TokenData(name, tuple(rows), left_out)
 
 
@@ -99,5 +100,7 @@ def _messages(record: dict[str, Any], where: str) -> list[Message]:
         raise UserError("E-DATA", f"{where} has neither instruction and completion nor messages", "give one or the other")
     for message in messages:
         if not (isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)):
-            raise UserError("E-DATA", f"{where}: a message needs a role of {', '.join(ROLES)} and a content", "mend it")
+            raise UserError(
+                "E-DATA", f"{where}: a message needs a role of {', '.join(ROLES)} and a content that is a string", "mend it"
+            )
     return [Message(message["role"], message["content"]) for message in messages]

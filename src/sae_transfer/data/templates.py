@@ -77,7 +77,10 @@ def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
                 f"--chat-template {template!r} is no file",
                 "give tokenizer, qwen, mistral, gemma or a file",
             )
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError("E-TEMPLATE", f"{path} can't be read as text ({error})", "save it as UTF-8") from None
     if text.count("{instruction}") != 1:
         raise UserError("E-TEMPLATE", f"{template} holds {text.count('{instruction}')} {{instruction}}", "it must hold one")
     before, after = text.split("{instruction}")

@@ -20,7 +20,7 @@ def documents(path: Path, limit: int | None) -> list[str]:
 
     Raises: UserError E-DATA for a file that holds none.
     """
-    with closing(_blocks(path) if path.suffix == ".txt" else _field(path, "text")) as found:
+    with closing(_blocks(path) if path.suffix.lower() == ".txt" else _field(path, "text")) as found:
         kept = list(islice((text for text in found if text.strip()), limit))
     if not kept:
         raise UserError("E-DATA", f"{path} holds no text", "give a file with at least one document")
@@ -47,7 +47,10 @@ def _token_row(record: dict[str, Any], index: int, where: str) -> TokenRow:
     owner = np.full(len(tokens), index, dtype=np.int32)
     if record.get("mask") is None:
         return whole_row(index, tokens, owner)
-    mask = _ids(record["mask"], where, "mask")
+    mask = record["mask"]
+    if isinstance(mask, list) and all(isinstance(entry, bool) for entry in mask):
+        mask = [int(entry) for entry in mask]
+    mask = _ids(mask, where, "mask")
     if len(mask) != len(tokens) or not set(mask) <= {0, 1}:
         raise UserError("E-DATA", f"{where}: mask is no list of {len(tokens)} zeros and ones", "give one per token")
     if mask[-1]:
@@ -59,7 +62,7 @@ def _token_row(record: dict[str, Any], index: int, where: str) -> TokenRow:
 
 def records(path: Path) -> Generator[dict[str, Any], None, None]:
     """The records of a .jsonl or .parquet file. Raises UserError E-DATA where one can't be read."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches():
@@ -67,7 +70,7 @@ def records(path: Path) -> Generator[dict[str, Any], None, None]:
         except (pa.ArrowException, OSError) as error:
             raise UserError("E-DATA", f"{path} is no Parquet file ({str(error).splitlines()[0]})", "save it again") from None
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in _lines(file, path):
             if not line.strip():
                 continue
@@ -89,7 +92,7 @@ def _lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
 
 def _blocks(path: Path) -> Generator[str, None, None]:
     block: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for _, line in _lines(file, path):
             if line.strip():
                 block.append(line)

@@ -19,7 +19,7 @@ from sae_transfer.rows import Mean, Norms, Scale
 from sae_transfer.specs import TOKEN_KINDS, HookPoint
 
 Residuals = Callable[[Batch, TokenBatch], Mapping[int, Tensor]]
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 
 GAP = 2.0
 """The ratio of neighbouring norms that sets outliers apart."""
@@ -35,7 +35,7 @@ class Sample:
     d_model: int
     every: Float[Tensor, " every"]
     scaled_by: str
-    scale: Float[Tensor, " scale"]
+    scaling: Float[Tensor, " scaling"]
 
 
 @runtime_checkable
@@ -70,19 +70,19 @@ def passes(data: Sequence[TokenData], batch_size: int) -> Iterator[tuple[TokenDa
 
 
 def sample_norms(
-    model: str, data: Sequence[TokenData], scaled_by: str, batch_size: int, at: Residuals, progress: Progress
+    model: str, data: Sequence[TokenData], scaled_by: str, batch_size: int, read: Residuals, advance: Advance
 ) -> dict[int, Sample]:
     """Norms of every unpadded position at each boundary. Raises UserError E-NAN where one is not finite."""
     found: dict[int, dict[str, list[Tensor]]] = {}
     d_model = 0
     for source, batch, tokens in passes(data, batch_size):
-        for boundary, resid in at(batch, tokens).items():
+        for boundary, resid in read(batch, tokens).items():
             norms = resid[tokens.mask.to(resid.device)].float().norm(dim=-1).cpu()
             d_model = resid.shape[-1]
             if not bool(norms.isfinite().all()):
                 raise UserError("E-NAN", f"model {model} has activations that are not finite", "check its weights and dtype")
             found.setdefault(boundary, {}).setdefault(source.name, []).append(norms)
-        progress(batch.tokens)
+        advance(batch.tokens)
     return {
         boundary: Sample(
             d_model,
@@ -124,8 +124,8 @@ def describe(model: str, hook_point: HookPoint, sample: Sample) -> Norms:
         auto_threshold=threshold,
         outliers=int(outliers(sample.every, threshold).sum()),
         scaled_by=sample.scaled_by,
-        factor_auto=norm_scaling_factor(sample.d_model, sample.scale, threshold),
-        factor_saelens=norm_scaling_factor(sample.d_model, sample.scale, None),
+        factor_auto=norm_scaling_factor(sample.d_model, sample.scaling, threshold),
+        factor_saelens=norm_scaling_factor(sample.d_model, sample.scaling, None),
     )
 
 
@@ -146,14 +146,14 @@ def means(
     model: str,
     data: Sequence[TokenData],
     batch_size: int,
-    at: Residuals,
+    read: Residuals,
     hook_points: Mapping[HookPoint, Sequence[float | None]],
-    progress: Progress,
+    advance: Advance,
 ) -> tuple[Mean, ...]:
     """Mean residual (unscaled) of the kept positions, for each hook point, threshold, data set and token kind."""
     sums: dict[tuple[HookPoint, float | None, str, int], tuple[int, Tensor]] = {}
     for source, batch, tokens in passes(data, batch_size):
-        found = at(batch, tokens)
+        found = read(batch, tokens)
         for hook_point, thresholds in hook_points.items():
             resid = found[hook_point.boundary].float()
             norms = resid.norm(dim=-1)
@@ -166,7 +166,7 @@ def means(
                         key = (hook_point, threshold, source.name, kind)
                         count, total = sums.get(key, (0, torch.zeros(resid.shape[-1], dtype=torch.float64)))
                         sums[key] = (count + len(chosen), total + chosen.sum(0))
-        progress(batch.tokens)
+        advance(batch.tokens)
     return tuple(
         Mean(model, str(hook), threshold, name, TOKEN_KINDS[kind], count, tuple((total / max(count, 1)).tolist()))
         for (hook, threshold, name, kind), (count, total) in sums.items()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_transfer.data.packing import TokenData
-from sae_transfer.engine.calibrate import Progress, Residuals
+from sae_transfer.engine.calibrate import Advance, Residuals
 from sae_transfer.engine.losses import chunks, cross_entropy, kl_divergence
 from sae_transfer.engine.plan import Unit
 from sae_transfer.engine.positions import Positions
@@ -28,7 +28,7 @@ GROUP = 8
 
 
 @dataclass(frozen=True)
-class _Run:
+class _SaeOnModel:
     """One SAE on this model: its scale, and the calibrated means [kinds, d_model] in its scaled units."""
 
     sae: LoadedSae
@@ -74,16 +74,16 @@ def measure(
     data: TokenData,
     kinds: Sequence[str],
     calibration: Calibration,
-    at: Residuals,
-    progress: Progress,
+    read: Residuals,
+    advance: Advance,
 ) -> Iterator[Block]:
     """Rows of sums for every SAE on the unit's batches, a block per batch and SAE."""
-    runs = [_run(sae, model, data.name, calibration) for sae in saes]
+    runs = [_sae_on_model(sae, model, data.name, calibration) for sae in saes]
     for batch in unit.batches:
         tokens = data.batch(batch.rows)
         positions = Positions.of(tokens, kinds)
         if positions.keys:
-            residuals = {boundary: resid.to(model.device) for boundary, resid in at(batch, tokens).items()}
+            residuals = {boundary: resid.to(model.device) for boundary, resid in read(batch, tokens).items()}
             on = _Pass(model, positions, residuals)
             last = max(residuals)
             clean = on.hidden(residuals[last], last)
@@ -91,21 +91,21 @@ def measure(
             for start in range(0, len(runs), GROUP):
                 for block in _group(on, runs[start : start + GROUP], clean, zeroed):
                     yield {"data": [data.name] * len(positions.keys)} | block
-        progress(batch.tokens)
+        advance(batch.tokens)
 
 
-def _run(sae: LoadedSae, model: SplitModel, data: str, calibration: Calibration) -> _Run:
+def _sae_on_model(sae: LoadedSae, model: SplitModel, data: str, calibration: Calibration) -> _SaeOnModel:
     scale = calibration.scale(model.name, sae.name)
     means = torch.zeros(len(TOKEN_KINDS), model.d_model, dtype=torch.float64)
     wanted = (scale.model, scale.hook_point, data, scale.unscaled_threshold)
     for mean in calibration.means:
         if (mean.model, mean.hook_point, mean.data, mean.threshold) == wanted:
             means[TOKEN_KINDS.index(mean.token_kind)] = torch.tensor(mean.values, dtype=torch.float64)
-    return _Run(sae, scale, (means * scale.factor).float().to(model.device))
+    return _SaeOnModel(sae, scale, (means * scale.factor).float().to(model.device))
 
 
 def _group(
-    on: _Pass, runs: Sequence[_Run], clean: Float[Tensor, "scored d_model"], zeroed: Mapping[int, Tensor]
+    on: _Pass, runs: Sequence[_SaeOnModel], clean: Float[Tensor, "scored d_model"], zeroed: Mapping[int, Tensor]
 ) -> Iterator[Block]:
     """Some SAEs at once: the columns of their rows, but for the data set's name."""
     spliced = [_splice(on, run) for run in runs]
@@ -131,7 +131,7 @@ def _group(
         }
 
 
-def _splice(on: _Pass, run: _Run) -> tuple[Block, Float[Tensor, "scored d_model"]]:
+def _splice(on: _Pass, run: _SaeOnModel) -> tuple[Block, Float[Tensor, "scored d_model"]]:
     """The SAE on every kept position: its sums, and the hidden states of scored positions, each kind spliced by itself."""
     resid, positions, add = on.residuals[run.boundary], on.positions, on.positions.add
     under = resid.flatten(0, 1)[positions.under.to(resid.device)].float()

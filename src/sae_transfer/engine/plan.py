@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-UNIT_TOKENS = 16_384
+UNIT_TOKENS = 4_096
 """A unit is the least work that a killed run repeats: batches of about this many tokens, padding included."""
 
 

@@ -8,36 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_transfer.metrics.definitions import METRICS, NO_DAMAGE, ce_recovered_legacy
-from sae_transfer.rows import CELL_KEYS, SUMS, Calibration
+from sae_transfer.rows import CELL_KEYS, SUMS, Calibration, Scale
 from sae_transfer.specs import Cell
 
 Columns = Mapping[str, NDArray[Any]]
 Record = dict[str, Any]
 
+LEGACY = "ce_recovered_legacy"
+
 TABLE_COLUMNS = (
-    "model",
-    "sae",
-    "data",
-    "token_kind",
+    *CELL_KEYS,
     "documents",
     "tokens",
     "outliers",
-    "l0",
-    "mse",
-    "explained_variance",
-    "explained_variance_legacy",
-    "ce_clean",
-    "ce_spliced",
-    "ce_zero",
-    "delta_ce",
-    "ce_recovered",
-    "ce_recovered_legacy",
-    "kl",
+    *(name for metric in METRICS for name in ((metric.name, LEGACY) if metric.name == "ce_recovered" else (metric.name,))),
     "norm_scaling_factor",
     "outlier_threshold",
     "note",
 )
 """The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
+
+OVERFLOW = "the sums are not finite"
 
 MEANINGS = {
     "model": "NAME of the model",
@@ -47,7 +38,7 @@ MEANINGS = {
     "documents": "documents with a position under test",
     "tokens": "scored positions",
     "outliers": "outliers among the positions under test",
-    "ce_recovered_legacy": "mean over batches of the batch's CE recovered (text, and rows without a mask); else ce_recovered",
+    LEGACY: "mean over batches of the batch's CE recovered (text, and rows without a mask); else ce_recovered",
     "norm_scaling_factor": "what activations are multiplied by before the SAE",
     "outlier_threshold": "scaled norm above which a position is an outlier; null without outliers",
     "note": "why values are missing, and what a reader of the numbers should know",
@@ -74,10 +65,11 @@ def records(
     return out
 
 
-def empty(cell: Cell, note: str) -> Record:
-    """A record of a cell that can't be measured."""
+def empty(cell: Cell, note: str, scale: Scale | None = None) -> Record:
+    """A record of a cell that was not measured; its scale is known once the run is calibrated."""
     record: Record = dict.fromkeys(TABLE_COLUMNS)
-    return record | {**_keys(cell), "note": note}
+    known = {} if scale is None else {"norm_scaling_factor": scale.factor, "outlier_threshold": scale.threshold}
+    return record | _keys(cell) | known | {"note": note}
 
 
 def _record(cell: Cell, rows: Columns, calibration: Calibration, batch_size: int | None) -> Record:
@@ -86,9 +78,12 @@ def _record(cell: Cell, rows: Columns, calibration: Calibration, batch_size: int
     values = {metric.name: float(metric.formula(sums)) for metric in METRICS}
     reasons = {metric.name: metric.missing for metric in METRICS}
     legacy = values["ce_recovered"] if batch_size is None else ce_recovered_legacy(rows["row"], each, batch_size)
-    values["ce_recovered_legacy"] = legacy
-    reasons["ce_recovered_legacy"] = NO_DAMAGE
-    notes = [f"{name}: {reasons[name]}" for name, value in values.items() if not math.isfinite(value)]
+    values[LEGACY] = legacy
+    reasons[LEGACY] = NO_DAMAGE
+    notes = [] if sums["kept"] else ["nothing was spliced: every position under test is an outlier"]
+    for name, value in values.items():
+        if not math.isfinite(value):
+            notes.append(f"{name}: {OVERFLOW if any(map(math.isinf, sums.values())) else reasons[name]}")
     if values["ce_zero"] < values["ce_clean"]:
         notes.append("zero ablation lowers the CE, so ce_recovered measures nothing")
     elif values["ce_recovered"] > 1:

@@ -20,7 +20,8 @@ LEAST_DAMAGE = 1e-4
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """numerator / denominator, nan where the denominator is 0."""
     safe = np.where(denominator == 0, np.nan, denominator)
-    return np.asarray(numerator / safe, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(numerator / safe, dtype=np.float64)
 
 
 def l0(sums: Sums) -> Floats:

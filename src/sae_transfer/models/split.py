@@ -188,7 +188,7 @@ class SplitModel:
         return hidden
 
     def check(self, boundaries: Iterable[int]) -> None:
-        """Compare cut and uncut passes at the boundaries on random tokens, and see whether zeroed positions are all alike.
+        """Compare cut and uncut passes at the boundaries on random tokens, then look at zeroed ones (`zero_hidden`).
 
         Raises: UserError E-NAN for logits that are not finite, E-MODEL where a cut changes the logits.
         """

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.cells import TABLE_COLUMNS, Record, empty, records
+from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Record, empty, records
+from sae_transfer.metrics.definitions import METRICS
 from sae_transfer.runs.directory import read_manifest, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
@@ -19,6 +20,9 @@ FACTORS = {
     "own": "the factor of the SAE's own model (own)",
 }
 """What `--norm-scaling-factor` says, in words."""
+
+
+FLOATS = (*(metric.name for metric in METRICS), LEGACY, "norm_scaling_factor", "outlier_threshold")
 
 
 class Run:
@@ -53,16 +57,23 @@ class Run:
         measured = records(self.rows(), self.cells, manifest.calibration, batched, manifest.spec.batch_size)
         by_cell = {Cell(r["model"], r["sae"], r["data"], r["token_kind"]): r for r in measured}
         reasons = {(skipped.model, skipped.data): skipped.reason for skipped in manifest.skipped}
+        scales = {(scale.model, scale.sae): scale for scale in manifest.calibration.scales}
         for cell in self.cells:
             if cell not in by_cell:
-                by_cell[cell] = empty(cell, reasons.get((cell.model, cell.data), "not measured yet"))
+                reason = reasons.get((cell.model, cell.data))
+                scale = None if reason else scales[cell.model, cell.sae]
+                by_cell[cell] = empty(cell, reason or "not measured yet", scale)
         return [by_cell[cell] for cell in self.cells]
 
     def table(self) -> Any:
         """The same as a pandas DataFrame, a row a cell."""
         import pandas as pd  # a third of a second that `show` need not pay
 
-        return pd.DataFrame(self.records(), columns=list(TABLE_COLUMNS))
+        frame = pd.DataFrame(self.records(), columns=list(TABLE_COLUMNS))
+        return frame.astype(dict.fromkeys(FLOATS, "float64"))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.manifest.status}, {len(self.cells)} cells)"
 
     def footnotes(self) -> list[str]:
         """What a reader of the table must know: scaling, outliers, what was left out, what is unfinished."""
@@ -82,7 +93,9 @@ class Run:
             notes.append("The outlier threshold is on scaled norms: SAEs whose factors differ can have different outliers.")
         for name, data in manifest.data.items():
             if data.left_out:
-                notes.append(f"{name}: {data.left_out} chats are longer than {data.context_size} tokens and were left out.")
+                notes.append(
+                    f"{name}: {data.left_out} of {data.documents} chats left out, longer than {data.context_size} tokens."
+                )
         if manifest.status != "done":
             notes.append("This run is unfinished: the same command resumes it.")
         return notes

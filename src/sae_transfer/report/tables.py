@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,63 +12,88 @@ from rich.table import Table
 
 from sae_transfer.metrics.cells import TABLE_COLUMNS, Record
 
-HEADINGS = {
-    "token_kind": "tokens of",
-    "documents": "docs",
-    "l0": "L0",
-    "mse": "MSE",
-    "explained_variance": "EV",
-    "ce_clean": "CE clean",
-    "ce_spliced": "CE spliced",
-    "ce_zero": "CE zero",
-    "delta_ce": "ΔCE",
-    "ce_recovered": "CE rec.",
-    "kl": "KL",
-    "norm_scaling_factor": "scale",
-    "outlier_threshold": "outlier above",
+NAMES = ("model", "sae", "data", "token_kind")
+
+SHOWN: dict[str, tuple[str, str]] = {
+    "model": ("model", ""),
+    "sae": ("sae", ""),
+    "data": ("data", ""),
+    "token_kind": ("kind", ""),
+    "documents": ("docs", ","),
+    "tokens": ("tokens", ","),
+    "outliers": ("out-\nliers", ","),
+    "l0": ("L0", ".1f"),
+    "mse": ("MSE", ",.4g"),
+    "explained_variance": ("EV", ".3f"),
+    "ce_clean": ("CE\nclean", ".3f"),
+    "ce_spliced": ("CE\nspliced", ".3f"),
+    "ce_zero": ("CE\nzero", ".3f"),
+    "delta_ce": ("ΔCE", ".4f"),
+    "ce_recovered": ("CE\nrec.", ".4f"),
+    "kl": ("KL", ".4f"),
+    "norm_scaling_factor": ("scale", ".4g"),
+    "outlier_threshold": ("outlier\nabove", ".4g"),
 }
-"""Short headings of the terminal table; columns without one keep their name."""
+"""Columns of the terminal table: heading and format. The others are left to the other formats; notes stand below it."""
 
-HIDDEN = ("explained_variance_legacy", "ce_recovered_legacy", "note")
-"""Columns that the terminal table leaves to the other formats; notes stand below it."""
-
-LIFTED = ("model", "sae", "data", "token_kind", "norm_scaling_factor", "outlier_threshold")
+LIFTED = (*NAMES, "norm_scaling_factor", "outlier_threshold")
 """Columns that stand in one line above the terminal table where they say the same everywhere."""
 
+FIRST_TO_GO = ("documents", "ce_zero", "outliers", "ce_clean", "ce_spliced", "mse", "tokens", "norm_scaling_factor", "l0")
+"""Columns that a terminal too narrow for all of them does without, in this order."""
 
-def number(value: Any) -> str:
-    """A value for people: four significant digits, thousands separated, a dash for none."""
+
+def number(value: Any, how: str = "") -> str:
+    """A value for people: as the column's format says, else with four significant digits; a dash for none."""
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+        return f"{value:.3e}" if abs(value) >= 1e6 else f"{value:{how or '.4g'}}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def terminal(records: Sequence[Record], footnotes: Sequence[str], width: int | None, colour: bool) -> str:
-    """A table for the terminal; above it what is the same everywhere, below it notes and footnotes."""
-    shown = [column for column in TABLE_COLUMNS if column not in HIDDEN]
-    same = [column for column in LIFTED if len(records) > 1 and len({record[column] for record in records}) == 1]
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True)
-    columns = [column for column in shown if column not in same]
-    for column in columns:
-        text = column in ("model", "sae", "data", "token_kind")
-        table.add_column(HEADINGS.get(column, column), justify="left" if text else "right", no_wrap=True)
-    for record in records:
-        table.add_row(*(escape(number(record[column])) for column in columns))
+    """A table for the terminal; above it what is the same everywhere, below it notes and footnotes.
+
+    Where `width` is too little, columns are left out and named below; None is wide enough for all.
+    """
     out = io.StringIO()
-    needed = Console(file=out, width=1000).measure(table).maximum
-    console = Console(file=out, width=max(width or 0, needed), force_terminal=colour, highlight=False)
+    console = Console(file=out, width=10_000, force_terminal=colour, highlight=False, soft_wrap=True)
+    same = [column for column in LIFTED if len(records) > 1 and len({record[column] for record in records}) == 1]
+    columns = [column for column in SHOWN if column not in same]
+    dropped: list[str] = []
+    for column in FIRST_TO_GO:
+        if width is not None and column in columns and console.measure(_table(records, columns)).maximum > width:
+            columns.remove(column)
+            dropped.append(column)
     if same:
-        console.print(escape("   ".join(f"{HEADINGS.get(column, column)}: {number(records[0][column])}" for column in same)))
-    console.print(table)
+        lifted = (
+            f"{SHOWN[column][0].replace(chr(10), ' ')}: {number(records[0][column], SHOWN[column][1])}" for column in same
+        )
+        console.print(escape("   ".join(lifted)))
+    table = _table(records, columns)
+    Console(file=out, width=console.measure(table).maximum, force_terminal=colour, highlight=False).print(table)
+    notes: dict[str, list[str]] = {}
     for record in records:
         if record["note"]:
-            cell = " / ".join(str(record[key]) for key in ("model", "sae", "data", "token_kind"))
-            console.print(escape(f"{cell}: {record['note']}"), style="yellow")
+            notes.setdefault(record["note"], []).append(" / ".join(str(record[key]) for key in NAMES))
+    for note, cells in notes.items():
+        console.print(escape(f"{'; '.join(cells)}: {note}"), style="yellow")
+    if dropped:
+        console.print(escape(f"Left out for width: {', '.join(dropped)}; --format csv has every column."), style="dim")
     for note in footnotes:
         console.print(escape(note), style="dim")
     return out.getvalue()
+
+
+def _table(records: Sequence[Record], columns: Sequence[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True)
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column in NAMES else "right"
+        table.add_column(SHOWN[column][0], justify=justify, no_wrap=True, vertical="bottom")
+    for record in records:
+        table.add_row(*(escape(number(record[column], SHOWN[column][1])) for column in columns))
+    return table
 
 
 def markdown(records: Sequence[Record], footnotes: Sequence[str]) -> str:

@@ -6,10 +6,9 @@ measured again. A part exists for a run only once run.json names it.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -49,11 +48,11 @@ def claimed(folder: Path) -> Iterator[Path]:
     Raises: UserError E-RUN where it holds something else than a run, or another process writes to it; E-PATH where it
     can't be made.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError("E-RUN", f"{folder} is a file", "give a new folder with -o")
-    made = not folder.exists()
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError("E-RUN", f"{folder} is a file", "give a new folder with -o") from None
     except OSError as error:
         raise UserError("E-PATH", f"{folder} can't be made ({error.strerror})", "give another folder with -o") from None
     if not (folder / RUN_FILE).exists() and any(entry.name != LOCK for entry in folder.iterdir()):
@@ -69,8 +68,9 @@ def claimed(folder: Path) -> Iterator[Path]:
         lock.release()
         if not (folder / RUN_FILE).exists():
             (folder / LOCK).unlink(missing_ok=True)
-            if made:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -12,10 +12,12 @@ from sae_transfer.errors import UserError
 
 def existing(source: str, what: str) -> Path:
     """The absolute path that `source` names. Raises UserError E-PATH where there is nothing."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise UserError("E-PATH", f"{what} {source!r} does not exist", "check the path")
-    return path.resolve()
+    try:
+        return Path(source).expanduser().resolve(strict=True)
+    except FileNotFoundError:
+        raise UserError("E-PATH", f"{what} {source!r} does not exist", "check the path") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError("E-PATH", f"{what} {source[:80]!r} can't be opened ({error})", "check the path") from None
 
 
 def read_json(path: Path, code: str) -> dict[str, Any]:
@@ -46,9 +48,12 @@ def tensor_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash of a file's bytes, in hex. Raises UserError E-PATH where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError("E-PATH", f"{path} can't be read ({error.strerror})", "check its permissions") from None
 
 
 def hashes(paths: list[Path], root: Path) -> dict[str, str]:

@@ -80,7 +80,7 @@ def data(ref: DataRef) -> ResolvedData:
     """Find a data file. Raises UserError E-PATH, E-DATA."""
     path = local.existing(ref.source, f"{ref.kind} file")
     suffixes = DATA_SUFFIXES[ref.kind]
-    if not path.is_file() or path.suffix not in suffixes:
+    if not path.is_file() or path.suffix.lower() not in suffixes:
         raise UserError("E-DATA", f"--{ref.kind} {ref.source!r} is no {' or '.join(suffixes)} file", "give such a file")
     return ResolvedData(ref, Located(path, None, local.hashes([path], path.parent)))
 

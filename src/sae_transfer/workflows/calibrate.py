@@ -30,15 +30,15 @@ def calibrate(
 
     hook_points = sorted({sae.facts.hook_point for sae in found.saes})
     names = [model.ref.name for model in found.models if prepared.of(model.ref.name)]
-    tokens = {name: sum(sum(data.lengths) for data in prepared.of(name)) for name in names}
-    advance = progress.stage("calibrating", 2 * sum(tokens.values()))
+    tokens = sum(sum(data.lengths) for name in names for data in prepared.of(name))
+    advance = progress.stage("calibrating", tokens)
     norms: dict[tuple[str, HookPoint], Norms] = {}
     with torch.inference_mode():
         for name in names:
             data = prepared.of(name)
-            at = engine.residuals(name, models, cache)
+            read = engine.residuals(name, models, cache)
             by = _scaled_by(found, [source.name for source in data])
-            samples = engine.sample_norms(name, data, by, spec.batch_size, at, advance)
+            samples = engine.sample_norms(name, data, by, spec.batch_size, read, advance)
             for hook_point in hook_points:
                 norms[name, hook_point] = engine.describe(name, hook_point, samples[hook_point.boundary])
         scales = []
@@ -52,10 +52,11 @@ def calibrate(
                 options = (spec.norm_scaling_factor, spec.outlier_threshold)
                 scales.append(engine.scale(at_hook, own, sae.ref.name, asked, *options))
         means: list[Mean] = []
+        advance = progress.stage("averaging", tokens)
         for name in reversed(names):  # the last model is still loaded, and the first is measured first
-            at = engine.residuals(name, models, cache)
+            read = engine.residuals(name, models, cache)
             thresholds = _thresholds(name, hook_points, scales)
-            means += engine.means(name, prepared.of(name), spec.batch_size, at, thresholds, advance)
+            means += engine.means(name, prepared.of(name), spec.batch_size, read, thresholds, advance)
     return Calibration(tuple(norms.values()), tuple(scales), tuple(means))
 
 

@@ -43,7 +43,7 @@ def evaluate(
     rows: Sources | None = None,
     out: str | Path | None = None,
     chat_template: str = EvaluateSpec.chat_template,
-    token_kinds: Sequence[str] = TOKEN_KINDS,
+    token_kinds: str | Sequence[str] = TOKEN_KINDS,
     norm_scaling_factor: str | float = EvaluateSpec.norm_scaling_factor,
     outlier_threshold: str | float = EvaluateSpec.outlier_threshold,
     context_size: int | None = EvaluateSpec.context_size,
@@ -63,12 +63,13 @@ def evaluate(
     data: tuple[tuple[str, Sources | None], ...] = (("text", text), ("chats", chats), ("rows", rows))
     factor = choice_or_number("--norm-scaling-factor", norm_scaling_factor, ("auto", "saelens", "own"))
     threshold = choice_or_number("--outlier-threshold", outlier_threshold, ("auto", "off"))
+    kinds = token_kinds.split(",") if isinstance(token_kinds, str) else token_kinds
     spec = EvaluateSpec(
         models=tuple(ModelRef.parse(source) for source in named_sources(models)),
         saes=tuple(SaeRef.parse(source) for source in named_sources(saes)),
         data=tuple(DataRef.parse(kind, source) for kind, sources in data for source in named_sources(sources)),  # type: ignore[arg-type]
         chat_template=chat_template,
-        token_kinds=tuple(token_kinds),
+        token_kinds=tuple(kind.strip() for kind in kinds),
         norm_scaling_factor=factor,  # type: ignore[arg-type]
         outlier_threshold=threshold,  # type: ignore[arg-type]
         context_size=context_size,
@@ -90,7 +91,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
     with directory.claimed(out or _default_folder(spec, sources)) as folder:
         before = directory.read_manifest(folder) if (folder / directory.RUN_FILE).exists() else None
         if before is not None:
-            _same(before, spec, sources, folder)
+            _refuse_other_run(before, spec, sources, folder)
             if before.status == "done":
                 return Run(folder)
 
@@ -101,9 +102,10 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
         from sae_transfer.engine.plan import plan
         from sae_transfer.models.split import CHECK_SEED
 
+        progress.stage("reading data", 0)
         prepared = tokenised(spec, found)
         loaded = [saes.load(sae, device(spec)) for sae in found.saes]
-        models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}))
+        models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}), progress)
         laps.end("prepare")
         with tempfile.TemporaryFile(dir=folder) as spill:
             cache = ActivationCache(spill, spec.activation_cache)
@@ -127,8 +129,8 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
             advance = progress.stage("measuring", sum(unit.tokens for unit in units))
             for unit in units:
                 model, kinds = models.get(unit.model), prepared.about[unit.data].token_kinds
-                at = residuals(unit.model, models, cache)
-                blocks = measure(unit, model, loaded, prepared.data[unit.data], kinds, calibration, at, advance)
+                read = residuals(unit.model, models, cache)
+                blocks = measure(unit, model, loaded, prepared.data[unit.data], kinds, calibration, read, advance)
                 manifest = directory.append(folder, manifest, unit.key, list(blocks))
         laps.end("measure")
         ended = session.model_copy(update={"finished": now(), "seconds": laps.seconds, "hardware": hardware(device(spec))})
@@ -150,7 +152,7 @@ class _Laps:
         self._last = now
 
 
-def _same(before: Manifest, spec: EvaluateSpec, sources: Mapping[str, Source], folder: Path) -> None:
+def _refuse_other_run(before: Manifest, spec: EvaluateSpec, sources: Mapping[str, Source], folder: Path) -> None:
     """Refuse to go on with a run of another spec, or whose files have changed since."""
     if before.spec != spec:
         raise UserError("E-RUN", f"{folder} holds a run of another command", "repeat that command or give another -o")

@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told of each stage and its tokens; gives what to call with the tokens of every finished batch."""
+    """Told of each stage and its tokens (0: not known); gives what to call with the tokens of every finished batch."""
 
     def stage(self, name: str, tokens: int) -> Callable[[int], None]: ...
 

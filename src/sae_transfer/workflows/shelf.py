@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from sae_transfer.errors import UserError
 from sae_transfer.specs import EvaluateSpec
 from sae_transfer.workflows.prepare import Resolved
+from sae_transfer.workflows.progress import Progress
 
 if TYPE_CHECKING:
     from sae_transfer.models.split import SplitModel
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 class Shelf:
     """One model at a time stays in memory."""
 
-    def __init__(self, found: Resolved, spec: EvaluateSpec, boundaries: list[int]) -> None:
+    def __init__(self, found: Resolved, spec: EvaluateSpec, boundaries: list[int], progress: Progress) -> None:
         self.boundaries = boundaries
+        self._progress = progress
         self._found = {model.ref.name: model for model in found.models}
         self._spec = spec
         self._held: SplitModel | None = None
@@ -25,6 +27,7 @@ class Shelf:
 
         if self._held is None or self._held.name != name:
             self._held = None
+            self._progress.stage(f"loading {name}", 0)
             self._held = loading.load(self._found[name], self._spec.dtype, device(self._spec), set(self.boundaries))
         return self._held
 
@@ -35,6 +38,11 @@ def device(spec: EvaluateSpec) -> str:
 
     if spec.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if spec.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("E-OPTION", f"--device {spec.device}: torch sees no CUDA device", "give --device cpu")
+    there = {"cpu"}
+    if torch.backends.mps.is_available():
+        there.add("mps")
+    if torch.cuda.is_available():
+        there |= {"cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))}
+    if spec.device not in there:
+        raise UserError("E-OPTION", f"--device {spec.device} is not on this machine", f"give {', '.join(sorted(there))}")
     return spec.device

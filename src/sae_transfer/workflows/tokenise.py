@@ -138,7 +138,8 @@ def _about(spec: EvaluateSpec, data: ResolvedData, read: _Read) -> DataTokens:
     whole = all(bool((row.kinds == TOKEN_KINDS.index("all")).all()) for row in rows)
     kinds = tuple(kind for code, kind in enumerate(TOKEN_KINDS) if code in occurring and kind in spec.token_kinds)
     if not kinds:
-        raise UserError("E-SPEC", f"{data.ref.name} has none of --token-kinds {','.join(spec.token_kinds)}", "choose others")
+        there = ", ".join(TOKEN_KINDS[code] for code in sorted(occurring) if code >= 0)
+        raise UserError("E-SPEC", f"{data.ref.name} has none of --token-kinds {','.join(spec.token_kinds)}", f"it has {there}")
     return DataTokens(
         documents=read.documents,
         rows=len(rows),
