@@ -27,7 +27,7 @@ def evaluate(setting: Setting) -> Losses:
     """Both SAEs on all rows, in one pass; what the rows of sums say."""
     spec, prepared, models = setting.spec, setting.prepared, setting.models
     sums: dict[str, Counter[str]] = {sae.name: Counter() for sae in setting.saes}
-    with tempfile.TemporaryFile() as spill:
+    with tempfile.TemporaryFile(buffering=0) as spill:
         cache = ActivationCache(spill, spec.activation_cache)
         calibration = calibrate(spec, setting.found, prepared, models, cache, Silent())
         for unit in plan(prepared.pairs(setting.found), prepared.lengths, spec.batch_size):

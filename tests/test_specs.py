@@ -103,3 +103,15 @@ def test_python_callers_give_one_several_or_named_sources() -> None:
     assert named_sources(None) == []
     with pytest.raises(UserError, match="no NAME"):
         named_sources({"a/b": "./a"})
+
+
+@pytest.mark.parametrize("text", ["chat=./base+", "+./adapter", "chat=+"])
+def test_half_of_a_model_and_its_adapter_is_refused(text: str) -> None:
+    """An adapter that an empty variable names must not become the bare model."""
+    with pytest.raises(UserError, match="no model or no adapter.*E-SPEC"):
+        ModelRef.parse(text)
+
+
+def test_an_error_is_one_line_that_steers_no_terminal() -> None:
+    """Whatever a file holds: line breaks become spaces, control characters their escapes."""
+    assert str(UserError("E-SAE", "a\nb \x1b[31m\x07")) == r"a b \x1b[31m\x07 [E-SAE]"

@@ -31,4 +31,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.then}" if self.then else self.what
-        return " ".join(f"{text} [{self.code}]".split())
+        return printable(f"{text} [{self.code}]")
+
+
+def printable(text: str) -> str:
+    """One line that can't steer a terminal: white space becomes a space, any other unprintable character its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

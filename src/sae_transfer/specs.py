@@ -1,6 +1,7 @@
 """What was asked: frozen values that name models, SAEs, data and conditions. Nothing here opens a file or a tensor."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,12 @@ from typing import Literal, NoReturn
 from sae_transfer.errors import UserError
 
 MOST = 10**15
+"""No count that makes sense is larger."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 TOKEN_KINDS = ("all", "user_prompt", "rollout", "control_tokens", "system")
 CHAT_KINDS = TOKEN_KINDS[1:]
+TEMPLATES = ("tokenizer", "qwen", "mistral", "gemma")
+"""Chat templates that have a name; any other is a file."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 TokenKind = Literal["all", "user_prompt", "rollout", "control_tokens", "system"]
@@ -33,9 +37,9 @@ class HookPoint:
 
         Raises: UserError E-HOOK for any other hook point.
         """
-        if match := re.fullmatch(r"(?:blocks|(?:model\.)?layers)\.(\d+)\.(?:hook_)?(resid_pre|resid_post)", name):
+        if match := re.fullmatch(r"(?:blocks|(?:model\.)?layers)\.(\d{1,9})\.(?:hook_)?(resid_pre|resid_post)", name):
             return cls(int(match[1]), "resid_pre" if match[2] == "resid_pre" else "resid_post")
-        if match := re.fullmatch(r"(?:model\.)?layers\.(\d+)(?:\.output)?", name):
+        if match := re.fullmatch(r"(?:model\.)?layers\.(\d{1,9})(?:\.output)?", name):
             return cls(int(match[1]), "resid_post")
         raise UserError(
             "E-HOOK",
@@ -64,10 +68,12 @@ class ModelRef:
     def parse(cls, text: str) -> "ModelRef":
         """`[NAME=]SOURCE[+ADAPTER]`; a plus sign in the name of an existing path is part of the path."""
         name, source = _named(text)
-        adapter = ""
-        if not Path(source).exists():
-            source, _, adapter = source.partition("+")
-        return cls(name or _last_part(adapter or source), source, adapter or None)
+        if "+" not in source or os.path.exists(source):  # noqa: PTH110  # no error for a name too long
+            return cls(name or _last_part(source), source)
+        source, _, adapter = source.partition("+")
+        if not (source and adapter):
+            raise UserError("E-SPEC", f"--model {text!r} names no model or no adapter", "give SOURCE+ADAPTER, or SOURCE alone")
+        return cls(name or _last_part(adapter), source, adapter)
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ def named_sources(sources: str | Iterable[str] | Mapping[str, str] | None) -> li
 
 def byte_count(option: str, text: str | int) -> int:
     """`2GB`, `500MB` or a number of bytes. Raises UserError E-OPTION for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", str(text).strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kMGT]?)B?", str(text).strip(), re.IGNORECASE)
     if not match:
         raise UserError("E-OPTION", f"{option} {text!r} is no size", "give bytes, or a size such as 2GB")
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))

@@ -111,6 +111,61 @@ def activation_that_would_be_lost(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, sae=str(changed_config(pair.sae_base, tmp / "sae", "cfg.json", activation_fn="tanh-relu")))
 
 
+@case("E-SAE", "neither true nor false")
+def flag_in_quotes(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, sae=str(save_sae(tmp / "sae", 0, metadata={"prepend_bos": "false"})))
+
+
+@case("E-SAE", "centred weights")
+def sae_of_centred_weights(pair: Pair, tmp: Path) -> list[str]:
+    kwargs = {"center_writing_weights": True}
+    return arguments(pair, sae=str(changed_config(pair.sae_base, tmp / "sae", "cfg.json", model_from_pretrained_kwargs=kwargs)))
+
+
+@case("E-MODEL", "an adapter beside a model")
+def adapter_beside_the_model(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copytree(pair.base, tmp / "base")
+    (tmp / "base" / "adapter_config.json").write_text("{}")
+    return arguments(pair, model=str(tmp / "base"))
+
+
+@case("E-MODEL", "names 'weights.bin'")
+def index_of_pickled_weights(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copytree(pair.base, tmp / "base")
+    torch.save(load_file(tmp / "base" / "model.safetensors"), tmp / "base" / "weights.bin")
+    index = {"weight_map": {"lm_head.weight": "weights.bin"}}
+    (tmp / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    return arguments(pair, model=str(tmp / "base"))
+
+
+@case("E-SPEC", "context size 1")
+def rows_of_one_token(pair: Pair, tmp: Path) -> list[str]:
+    sae = save_sae(tmp / "sae", 0, metadata={"context_size": 1})
+    return [*arguments(pair, sae=str(sae)), "--text", str(pair.text)]
+
+
+@case("E-DATA", "half a surrogate pair")
+def half_a_character(pair: Pair, tmp: Path) -> list[str]:
+    (tmp / "half.jsonl").write_text('{"text": "a \\ud800 b"}')
+    return [*arguments(pair), "--text", str(tmp / "half.jsonl")]
+
+
+@case("E-PATH", "too long")
+def path_too_long(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, sae=str(tmp / ("a" * 5000)))
+
+
+@case("E-PATH", "UnicodeEncodeError")
+def path_that_is_no_utf_8(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copy(pair.rows, tmp / "rows\udcff.jsonl")
+    return arguments(pair, rows=str(tmp / "rows\udcff.jsonl"))
+
+
+@case("E-OPTION", "makes no sense")
+def more_than_can_be_counted(pair: Pair, tmp: Path) -> list[str]:
+    return [*arguments(pair), "--max-documents", str(10**30)]
+
+
 @case("E-NAN", "W_enc")
 def nan_in_the_sae(pair: Pair, tmp: Path) -> list[str]:
     shutil.copytree(pair.sae_base, tmp / "sae")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sae_transfer.data.chat import read, tokenise, tokens_and_kinds
@@ -227,3 +228,15 @@ def test_golden_masks_of_a_real_tokenizer(golden: Callable[[str], Path], smollm2
         for row, key in zip(rows, ("first_mask", "second_mask"), strict=True):
             code = TOKEN_KINDS.index(expected["mask_type"])
             assert np.flatnonzero(row.kinds == code).tolist() == expected[key]
+
+
+@pytest.mark.parametrize("template", ["qwen", "mistral"])
+def test_offsets_that_leave_out_white_space_change_no_kind(template: str) -> None:
+    """GPT-NeoX's tokenizers trim them: a token still begins with its space."""
+    trimming = chat_tokenizer()
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    (ids, kinds), (same, expected) = (
+        tokens_and_kinds(renderer(template, tokenizer)(CHAT), tokenizer) for tokenizer in (trimming, TOKENIZER)
+    )
+    assert ids.tolist() == same.tolist()
+    assert names(kinds) == names(expected)

@@ -1,6 +1,8 @@
 """What is kept comes back as it was; what would pass the limit is not kept."""
 
+from errno import ENOSPC
 from io import BytesIO
+from typing import Any
 
 import pytest
 import torch
@@ -32,3 +34,25 @@ def test_the_limit_holds_and_smaller_batches_still_fit() -> None:
     assert cache.get("large") is None
     assert cache.get("none") is None
     assert cache.get("small") is not None
+
+
+class Small(BytesIO):
+    """A file on a disk of 100 bytes, which takes what fits and then no more."""
+
+    def write(self, data: Any, /) -> int:
+        """As an unbuffered file does."""
+        room = 100 - self.tell()
+        if room <= 0:
+            raise OSError(ENOSPC, "no space left")
+        return super().write(bytes(data)[:room])
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_run() -> None:
+    """Nothing half written comes back, and the room is given back."""
+    file = Small()
+    cache = ActivationCache(file, 10_000)
+    cache.put("fits", {0: torch.ones(1, 1, 20)})
+    cache.put("does not", {0: torch.ones(1, 1, 20)})
+    cache.put("is not tried", {0: torch.ones(1, 1, 1)})
+    assert [cache.get(key) for key in ("fits", "does not", "is not tried")] == [None] * 3
+    assert not file.getvalue()

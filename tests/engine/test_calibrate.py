@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_transfer import evaluate
+from sae_transfer import UserError, evaluate
 from sae_transfer.engine.calibrate import Sample, describe, norm_scaling_factor, outlier_threshold, scale
 from sae_transfer.rows import Norms
 from sae_transfer.specs import HookPoint
@@ -119,3 +119,10 @@ def test_auto_finds_smollm2s_outliers(golden: Callable[[str], Path], smollm2: Pa
     assert norms.outliers == 24
     assert norms.factor_auto == pytest.approx(0.1514, abs=5e-5)
     assert norms.factor_saelens == pytest.approx(0.0444, abs=5e-5)
+
+
+@pytest.mark.parametrize("norms", [(), (0.0, 0.0), (9.0, 9.0)])
+def test_data_of_outliers_alone_set_no_factor(norms: tuple[float, ...]) -> None:
+    """A mean of nothing would be a factor that is no number."""
+    with pytest.raises(UserError, match="no outlier.*E-DATA"):
+        norm_scaling_factor(64, norms_of(*norms), 5.0)

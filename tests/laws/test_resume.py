@@ -22,13 +22,13 @@ class Lockstep:
         return advance
 pair, rows, out = sys.argv[1:]
 models, saes = {"base": f"{pair}/base"}, {"base": f"{pair}/sae_base"}
-sae_transfer.evaluate(models, saes, rows=rows, out=out, batch_size=64, progress=Lockstep())
+sae_transfer.evaluate(models, saes, rows=rows, out=out, batch_size=16, progress=Lockstep())
 """
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90,000 tokens: six units of work."""
+    """90,000 tokens: 22 units of work, of two batches each."""
     tokens = torch.randint(0, VOCAB, (700, 128), generator=torch.Generator().manual_seed(1)).tolist()
     return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", [{"tokens": row} for row in tokens])
 
@@ -37,7 +37,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(pair: Pair, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nobody interrupts."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    return evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=64)
+    return evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=16)
 
 
 def kill_after(pair: Pair, rows: Path, out: Path, stage: str, batches: int) -> None:
@@ -68,7 +68,7 @@ def test_a_killed_run_resumes_to_the_same_rows(
     if parts is not None:
         assert len(Run(out).manifest.parts) == parts
         assert Run(out).manifest.status == "running"
-    resumed = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=64)
+    resumed = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=16)
     assert resumed.manifest.calibration == whole.manifest.calibration
     pd.testing.assert_frame_equal(pd.DataFrame(resumed.rows()), pd.DataFrame(whole.rows()), check_exact=True)
     assert not list(out.glob("rows/.*"))
@@ -77,7 +77,7 @@ def test_a_killed_run_resumes_to_the_same_rows(
 def test_a_finished_run_is_read_not_repeated(pair: Pair, rows: Path, whole: Run) -> None:
     """The same command on a finished run measures nothing and gives its table."""
     before = (whole.path / "run.json").read_bytes()
-    again = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=whole.path, batch_size=64)
+    again = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=whole.path, batch_size=16)
     assert (whole.path / "run.json").read_bytes() == before
     pd.testing.assert_frame_equal(again.table(), whole.table())
 
@@ -101,3 +101,39 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
     """The second to come is refused at once."""
     with claimed(tmp_path / "run"), pytest.raises(UserError, match="another process.*E-RUN"), claimed(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_part_that_was_lost_is_measured_again(pair: Pair, tmp_path: Path, damage: str) -> None:
+    """The same command mends a run, finished or not, and touches no other part."""
+
+    def again() -> Run:
+        data = {"first": str(pair.rows), "second": str(pair.rows)}
+        return evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=data, out=tmp_path / "run")
+
+    before = again().records()
+    kept = (tmp_path / "run" / "rows" / "part-00001.parquet").stat().st_mtime_ns
+    lost = tmp_path / "run" / "rows" / "part-00000.parquet"
+    lost.unlink() if damage == "missing" else lost.write_bytes(b"junk")
+    assert again().records() == before
+    assert len(list((tmp_path / "run" / "rows").iterdir())) == 2
+    assert (tmp_path / "run" / "rows" / "part-00001.parquet").stat().st_mtime_ns == kept
+
+
+def test_a_changed_chat_template_is_another_run(pair: Pair, tmp_path: Path) -> None:
+    """Its text is hashed like any other file."""
+    template = tmp_path / "template.txt"
+    template.write_text("User: {instruction} Answer: ")
+    options = {"chats": str(pair.chats), "chat_template": str(template), "out": tmp_path / "run"}
+    evaluate(str(pair.base), str(pair.sae_base), **options)  # type: ignore[arg-type]
+    template.write_text("Q: {instruction} A: ")
+    with pytest.raises(UserError, match="chat_template has changed.*E-RUN"):
+        evaluate(str(pair.base), str(pair.sae_base), **options)  # type: ignore[arg-type]
+
+
+def test_a_kill_in_the_first_write_leaves_a_folder_to_start_in(tmp_path: Path) -> None:
+    """What it left beside run.json is no reason to refuse."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".run.json.x1y2").touch()
+    with claimed(tmp_path) as folder:
+        assert folder == tmp_path

@@ -102,7 +102,8 @@ def test_sums_that_overflowed_are_called_so() -> None:
     """A reason that does not fit would send the reader the wrong way."""
     record = records(columns({"squared_error": np.inf}), [A], calibration(), frozenset(), 8)[0]
     assert record["mse"] is record["explained_variance"] is None
-    assert record["note"] == "mse: the sums are not finite; explained_variance: the sums are not finite"
+    reason = "a sum is not finite, for the model overflows: give --dtype float32"
+    assert record["note"] == f"mse: {reason}; explained_variance: {reason}"
 
 
 def test_a_cell_that_cannot_be_measured_says_why() -> None:
@@ -116,3 +117,11 @@ def test_a_cell_that_cannot_be_measured_says_why() -> None:
     scale = calibration().scales[0]
     known = empty(B, "not measured yet", scale)
     assert (known["norm_scaling_factor"], known["outlier_threshold"], known["kl"]) == (0.5, 80.0, None)
+
+
+def test_an_overflow_is_not_called_by_another_name() -> None:
+    """A sum that is not finite gives no number, and the note says so."""
+    (record,) = records(columns({"ce_spliced": np.nan}), [A], calibration(), frozenset({"text"}), 8)
+    assert (record["ce_spliced"], record["ce_clean"]) == (None, 1.0)
+    assert "ce_spliced: a sum is not finite" in record["note"]
+    assert "ce_recovered_legacy: a sum is not finite" in record["note"]

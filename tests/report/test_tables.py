@@ -94,3 +94,11 @@ def test_names_from_outside_are_text_in_the_table(run: Run) -> None:
     record = run.records()[0] | {"sae": "[red]x[/red]", "note": "a|b"}
     assert "[red]x[/red]" in tables.terminal([record], [], 300, False)
     assert "a\\|b" in tables.markdown([record], [])
+
+
+@pytest.mark.parametrize("format", ["table", "markdown"])
+def test_a_note_steers_no_terminal(run: Run, format: str) -> None:
+    """run.json may come from anybody."""
+    record = run.records()[0] | {"note": "\x1b]0;mine\x07\nnext"}
+    text = tables.terminal([record], [], None, False) if format == "table" else tables.markdown([record], [])
+    assert r"\x1b]0;mine\x07 next" in text

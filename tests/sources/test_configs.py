@@ -110,7 +110,9 @@ def test_a_truncated_gguf_is_refused(smollm2: Path, tmp_path: Path, kept: int) -
         gguf_facts(tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT"])
+@pytest.mark.parametrize(
+    "kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"]
+)
 def test_adapters_that_add_tokens_are_refused(tmp_path: Path, kind: str) -> None:
     """Every kind of prompt learning, before its weights are looked for."""
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind}])
@@ -141,3 +143,13 @@ def test_a_located_folder_has_a_hash_for_each_file(pair: Pair) -> None:
     assert base.files["config.json"] == chat.files["config.json"]
     assert base.files["model.safetensors"] != chat.files["model.safetensors"]
     assert {len(digest) for digest in base.files.values()} == {64}
+
+
+@pytest.mark.parametrize(
+    "config", [{"peft_type": "XLORA", "adapters": {"0": "org/other"}}, {"peft_type": "LORA", "alora_invocation_tokens": [1]}]
+)
+def test_adapters_that_are_more_than_weights_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """One would download others, one would do nothing where the model is cut."""
+    write_jsonl(tmp_path / "adapter_config.json", [config])
+    with pytest.raises(UserError, match="more than weights.*E-MODEL"):
+        check_adapter(tmp_path)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sae_transfer.cli import measuring, reading
-from sae_transfer.errors import UserError
+from sae_transfer.errors import UserError, printable
 
 INTERRUPTED = 130
 
@@ -74,5 +74,5 @@ def _value(args: list[str], options: list[str]) -> str:
 
 
 def _stop(line: str, code: int) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
+    print(printable(line), file=sys.stderr)  # noqa: T201
     sys.exit(code)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,7 +76,9 @@ def tokens_and_kinds(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     kind_at = np.concatenate([np.full(len(piece.text), CODE[piece.kind], dtype=np.int8) for piece in pieces])
-    kinds = [int(kind_at[min(start, len(kind_at) - 1)]) for start, _ in encoded["offset_mapping"]]
+    ends = accumulate((end for _, end in encoded["offset_mapping"]), max, initial=0)
+    starts = [min(start, end) for (start, _), end in zip(encoded["offset_mapping"], ends, strict=False)]  # some are trimmed
+    kinds = [int(kind_at[min(start, len(kind_at) - 1)]) for start in starts]
     if _adds_bos(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
         ids, kinds = [tokenizer.bos_token_id, *ids], [CODE["control_tokens"], *kinds]
     rollout, control = CODE["rollout"], CODE["control_tokens"]

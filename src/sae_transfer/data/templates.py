@@ -70,17 +70,14 @@ def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
             raise UserError("E-TEMPLATE", f"the tokenizer has no token {token!r} of template {template}", "choose another")
     text = PUBLISHED.get(template)
     if text is None:
-        path = Path(template).expanduser()
-        if not path.is_file():
+        try:
+            text = Path(template).expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, RuntimeError, ValueError):
             raise UserError(
                 "E-TEMPLATE",
-                f"--chat-template {template!r} is no file",
+                f"--chat-template {template[:200]!r} is no file",
                 "give tokenizer, qwen, mistral, gemma or a file",
-            )
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError("E-TEMPLATE", f"{path} can't be read as text ({error})", "save it as UTF-8") from None
+            ) from None
     if text.count("{instruction}") != 1:
         raise UserError("E-TEMPLATE", f"{template} holds {text.count('{instruction}')} {{instruction}}", "it must hold one")
     before, after = text.split("{instruction}")

@@ -1,6 +1,7 @@
 """Documents and records from local files: .txt, .jsonl, .parquet; and rows of token ids. One record at a time."""
 
 import json
+import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import islice
@@ -13,6 +14,9 @@ import pyarrow.parquet as pq
 
 from sae_transfer.data.packing import ALL, NOT_UNDER_TEST, TokenData, TokenRow, whole_row
 from sae_transfer.errors import UserError
+
+SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+"""Escapes that may be half of a character, which no tokenizer takes."""
 
 
 def documents(path: Path, limit: int | None) -> list[str]:
@@ -80,6 +84,8 @@ def records(path: Path) -> Generator[dict[str, Any], None, None]:
                 raise UserError("E-DATA", f"{path} line {number} is no JSON ({error})", "give one object a line") from None
             if not isinstance(record, dict):
                 raise UserError("E-DATA", f"{path} line {number} is no object", "give one object a line")
+            if SURROGATE.search(line) and re.search("[\ud800-\udfff]", json.dumps(record, ensure_ascii=False)):
+                raise UserError("E-DATA", f"{path} line {number} holds half a surrogate pair", "save it as UTF-8")
             yield record
 
 

@@ -108,8 +108,15 @@ def outlier_threshold(norms: Float[Tensor, " pos"]) -> float | None:
 
 
 def norm_scaling_factor(d_model: int, norms: Float[Tensor, " pos"], threshold: float | None) -> float:
-    """sqrt(d_model) / mean norm of the positions that are no outliers (SAELens's "expected_average_only_in")."""
-    return math.sqrt(d_model) / float(norms[~outliers(norms, threshold)].double().mean())
+    """sqrt(d_model) / mean norm of the positions that are no outliers (SAELens's "expected_average_only_in").
+
+    Raises: UserError E-DATA where there is none.
+    """
+    mean = float(norms[~outliers(norms, threshold)].double().mean())
+    if not mean > 0:
+        what = "the data that set the norm scaling factor have no norm above 0 that is no outlier"
+        raise UserError("E-DATA", what, "give more text, or --norm-scaling-factor")
+    return math.sqrt(d_model) / mean
 
 
 def describe(model: str, hook_point: HookPoint, sample: Sample) -> Norms:

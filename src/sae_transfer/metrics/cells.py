@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.definitions import METRICS, NO_DAMAGE, ce_recovered_legacy
+from sae_transfer.metrics.definitions import METRICS, ce_recovered_legacy
 from sae_transfer.rows import CELL_KEYS, SUMS, Calibration, Scale
 from sae_transfer.specs import Cell
 
@@ -27,8 +27,6 @@ TABLE_COLUMNS = (
     "note",
 )
 """The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
-
-OVERFLOW = "the sums are not finite"
 
 MEANINGS = {
     "model": "NAME of the model",
@@ -76,14 +74,12 @@ def _record(cell: Cell, rows: Columns, calibration: Calibration, batch_size: int
     each = {name: rows[name].astype(np.float64) for name in SUMS}
     sums = {name: np.asarray(values.sum()) for name, values in each.items()}
     values = {metric.name: float(metric.formula(sums)) for metric in METRICS}
-    reasons = {metric.name: metric.missing for metric in METRICS}
+    reasons = {metric.name: metric.why_missing(sums) for metric in METRICS}
     legacy = values["ce_recovered"] if batch_size is None else ce_recovered_legacy(rows["row"], each, batch_size)
     values[LEGACY] = legacy
-    reasons[LEGACY] = NO_DAMAGE
+    reasons[LEGACY] = reasons["ce_recovered"]
     notes = [] if sums["kept"] else ["nothing was spliced: every position under test is an outlier"]
-    for name, value in values.items():
-        if not math.isfinite(value):
-            notes.append(f"{name}: {OVERFLOW if any(map(math.isinf, sums.values())) else reasons[name]}")
+    notes += [f"{name}: {reasons[name]}" for name, value in values.items() if not math.isfinite(value)]
     if values["ce_zero"] < values["ce_clean"]:
         notes.append("zero ablation lowers the CE, so ce_recovered measures nothing")
     elif values["ce_recovered"] > 1:

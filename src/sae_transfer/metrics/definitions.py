@@ -81,32 +81,39 @@ def ce_recovered(sums: Sums) -> Floats:
     return ratio(sums["ce_zero"] - sums["ce_spliced"], np.where(enough, damage, 0.0))
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A column of the table: its unit, its formula, and why it is missing where the formula gives no number."""
-
-    name: str
-    unit: str
-    formula: Callable[[Sums], Floats]
-    missing: str
-
-
 NOTHING_KEPT = "no position under test is kept"
 NOTHING_SCORED = "no position is scored"
 NO_VARIANCE = "fewer than two positions are kept, or they are all alike"
 NO_DAMAGE = f"zero ablation changes the CE by less than {LEAST_DAMAGE} nats"
+NOT_FINITE = "a sum is not finite, for the model overflows: give --dtype float32"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table: its unit, its formula, the sums that must be finite, and why it is missing otherwise."""
+
+    name: str
+    unit: str
+    formula: Callable[[Sums], Floats]
+    needs: tuple[str, ...]
+    missing: str
+
+    def why_missing(self, sums: Sums) -> str:
+        """Why the formula gives no number of these sums."""
+        return self.missing if all(np.isfinite(sums[name]) for name in self.needs) else NOT_FINITE
+
 
 METRICS: tuple[Metric, ...] = (
-    Metric("l0", "features", l0, NOTHING_KEPT),
-    Metric("mse", "scaled units squared", mse, NOTHING_KEPT),
-    Metric("explained_variance", "1", explained_variance, NO_VARIANCE),
-    Metric("explained_variance_legacy", "1", explained_variance_legacy, NO_VARIANCE),
-    Metric("ce_clean", "nats", ce_clean, NOTHING_SCORED),
-    Metric("ce_spliced", "nats", ce_spliced, NOTHING_SCORED),
-    Metric("ce_zero", "nats", ce_zero, NOTHING_SCORED),
-    Metric("delta_ce", "nats", delta_ce, NOTHING_SCORED),
-    Metric("ce_recovered", "1", ce_recovered, NO_DAMAGE),
-    Metric("kl", "nats", kl, NOTHING_SCORED),
+    Metric("l0", "features", l0, ("active_features",), NOTHING_KEPT),
+    Metric("mse", "scaled units squared", mse, ("squared_error",), NOTHING_KEPT),
+    Metric("explained_variance", "1", explained_variance, ("squared_error", "squared_deviation"), NO_VARIANCE),
+    Metric("explained_variance_legacy", "1", explained_variance_legacy, ("squared_error", "squared_deviation"), NO_VARIANCE),
+    Metric("ce_clean", "nats", ce_clean, ("ce_clean",), NOTHING_SCORED),
+    Metric("ce_spliced", "nats", ce_spliced, ("ce_spliced",), NOTHING_SCORED),
+    Metric("ce_zero", "nats", ce_zero, ("ce_zero",), NOTHING_SCORED),
+    Metric("delta_ce", "nats", delta_ce, ("ce_spliced", "ce_clean"), NOTHING_SCORED),
+    Metric("ce_recovered", "1", ce_recovered, ("ce_zero", "ce_spliced", "ce_clean"), NO_DAMAGE),
+    Metric("kl", "nats", kl, ("kl",), NOTHING_SCORED),
 )
 
 

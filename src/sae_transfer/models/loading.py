@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -18,7 +19,10 @@ from sae_transfer.models.families import family
 from sae_transfer.models.split import SplitModel
 from sae_transfer.sources.resolve import ResolvedModel
 
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError, SafetensorError)
+LOAD_ERRORS = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError, ArithmeticError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -47,6 +51,9 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
     try:
         split = SplitModel(loaded.to(device), name)
         _check_whole(split, info["unexpected_keys"])
+        if max(boundaries) > split.n_layers:
+            what = f"an SAE sits behind layer {split.n_layers - 1}, the last of model {name}"
+            raise UserError("E-LAYER", what, "choose an SAE of this model or of one as deep")
         split.check(boundaries)
     except LOAD_ERRORS as error:
         raise UserError("E-MODEL", f"model {name} can't be cut ({_first_line(error)})", "choose another model") from None

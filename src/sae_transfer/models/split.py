@@ -245,7 +245,7 @@ def _probe(lm: nn.Module, device: torch.device, name: str) -> tuple[nn.ModuleLis
     ]
     try:
         with torch.no_grad():
-            lm(input_ids=torch.tensor([[0, 1, 2]], device=device), use_cache=False)
+            lm(input_ids=torch.zeros(1, 3, dtype=torch.long, device=device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

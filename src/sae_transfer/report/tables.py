@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sae_transfer.errors import printable
 from sae_transfer.metrics.cells import TABLE_COLUMNS, Record
 
 NAMES = ("model", "sae", "data", "token_kind")
@@ -49,7 +50,7 @@ def number(value: Any, how: str = "") -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.3e}" if abs(value) >= 1e6 else f"{value:{how or '.4g'}}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def terminal(records: Sequence[Record], footnotes: Sequence[str], width: int | None, colour: bool) -> str:
@@ -78,11 +79,11 @@ def terminal(records: Sequence[Record], footnotes: Sequence[str], width: int | N
         if record["note"]:
             notes.setdefault(record["note"], []).append(" / ".join(str(record[key]) for key in NAMES))
     for note, cells in notes.items():
-        console.print(escape(f"{'; '.join(cells)}: {note}"), style="yellow")
+        console.print(escape(printable(f"{'; '.join(cells)}: {note}")), style="yellow")
     if dropped:
         console.print(escape(f"Left out for width: {', '.join(dropped)}; --format csv has every column."), style="dim")
     for note in footnotes:
-        console.print(escape(note), style="dim")
+        console.print(escape(printable(note)), style="dim")
     return out.getvalue()
 
 
@@ -102,7 +103,7 @@ def markdown(records: Sequence[Record], footnotes: Sequence[str]) -> str:
     for record in records:
         cells = (number(record[column]) if record[column] is not None else "" for column in TABLE_COLUMNS)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, *([""] if footnotes else []), *(f"- {note}" for note in footnotes)]) + "\n"
+    return "\n".join([*lines, *([""] if footnotes else []), *(f"- {printable(note)}" for note in footnotes)]) + "\n"
 
 
 def as_json(records: Sequence[Record], _: Sequence[str] = ()) -> str:

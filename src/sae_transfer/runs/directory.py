@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,13 +56,16 @@ def claimed(folder: Path) -> Iterator[Path]:
         raise UserError("E-RUN", f"{folder} is a file", "give a new folder with -o") from None
     except OSError as error:
         raise UserError("E-PATH", f"{folder} can't be made ({error.strerror})", "give another folder with -o") from None
-    if not (folder / RUN_FILE).exists() and any(entry.name != LOCK for entry in folder.iterdir()):
+    ours = (LOCK, f".{RUN_FILE}.")  # the second: what a kill in the first write left
+    if not (folder / RUN_FILE).exists() and not all(entry.name.startswith(ours) for entry in folder.iterdir()):
         raise UserError("E-RUN", f"{folder} is not empty and holds no run", "give a new folder with -o")
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise UserError("E-RUN", f"{folder} is being written by another process", "wait for it or give another -o") from None
+    except OSError as error:
+        raise UserError("E-PATH", f"{folder} can't be written ({error.strerror})", "give another folder with -o") from None
     try:
         yield folder
     finally:
@@ -77,8 +81,9 @@ def read_manifest(folder: Path) -> Manifest:
     """run.json of a run directory. Raises UserError E-RUN."""
     try:
         text = (folder / RUN_FILE).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError("E-RUN", f"{folder} is no run directory", f"give a folder that holds {RUN_FILE}") from None
+    except OSError as error:
+        what = f"{folder} is no run directory ({error.strerror})"
+        raise UserError("E-RUN", what, f"give a folder that holds {RUN_FILE}") from None
     except UnicodeDecodeError:
         raise UserError("E-RUN", f"{folder / RUN_FILE} is damaged", "start a new run") from None
     return parse(text, str(folder / RUN_FILE))
@@ -101,13 +106,24 @@ def append(folder: Path, manifest: Manifest, unit: str, blocks: Sequence[Block])
     schema = SCHEMA.with_metadata(metadata)
     columns = {column.name: [value for block in blocks for value in block[column.name]] for column in COLUMNS}
     table = pa.table({name: pa.array(values).cast(SCHEMA.field(name).type) for name, values in columns.items()}, schema)
-    file = f"part-{len(manifest.parts):05d}.parquet"
+    taken = {part.file for part in manifest.parts}
+    file = next(name for number in count() if (name := f"part-{number:05d}.parquet") not in taken)
     path = folder / ROWS / file
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True))
     digest = sha256(path.read_bytes()).hexdigest()
     part = Part(unit=unit, file=file, sha256=digest, rows=table.num_rows)
     return write_manifest(folder, manifest.model_copy(update={"parts": (*manifest.parts, part)}))
+
+
+def intact(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest without the parts that are missing or not what was written: to be measured again."""
+    parts = tuple(part for part in manifest.parts if _is_written(_inside(folder / ROWS, part.file), part.sha256))
+    return manifest if parts == manifest.parts else manifest.model_copy(update={"parts": parts, "status": "running"})
+
+
+def _is_written(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path.read_bytes()).hexdigest() == digest
 
 
 def read_rows(folder: Path, manifest: Manifest) -> pa.Table:
@@ -123,18 +139,18 @@ def read_rows(folder: Path, manifest: Manifest) -> pa.Table:
             if sha256(raw).hexdigest() != part.sha256:
                 raise UserError("E-RUN", f"{path} is not the part that was written", "restore it, or run it again")
             table = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True).read()
-        except (OSError, pa.ArrowException) as error:
+            tables.append(table.select(SCHEMA.names).cast(SCHEMA))
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 "E-RUN", f"{path} can't be read ({str(error).splitlines()[0]})", "restore it, or run it again"
             ) from None
         if (table.schema.metadata or {}).get(b"sae_transfer.calibration") != manifest.calibration_hash.encode():
             raise UserError("E-RUN", f"{path} was measured with another calibration", "don't mix runs")
-        tables.append(table.select(SCHEMA.names).cast(SCHEMA))
     return pa.concat_tables(tables)
 
 
 def _inside(folder: Path, name: str) -> Path:
     """A file directly inside a folder, whatever run.json says."""
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", "..") or "\0" in name:
         raise UserError("E-RUN", f"run.json names a part {name!r} outside its folder", "start a new run")
     return folder / name

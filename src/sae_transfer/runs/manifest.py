@@ -80,7 +80,7 @@ class Manifest(_Part):
     status: Literal["running", "done"] = "running"
     spec: EvaluateSpec
     sources: dict[str, Source]
-    """By `model:NAME`, `adapter:NAME`, `sae:NAME`, `data:NAME`."""
+    """By `model:NAME`, `adapter:NAME`, `sae:NAME`, `data:NAME`, and `chat_template` where that is a file."""
     data: dict[str, DataTokens]
     seeds: dict[str, int] = {}
     calibration: Calibration
@@ -114,6 +114,8 @@ def parse(text: str, where: str) -> Manifest:
             f"{where} has schema {manifest.schema_version}, this version reads {SCHEMA_VERSION}",
             "run it again",
         )
+    if set(manifest.data) != {data.name for data in manifest.spec.data}:
+        raise UserError("E-RUN", f"{where} is damaged at data: not those of its spec", "start a new run")
     if manifest.calibration.hash != manifest.calibration_hash:
         raise UserError("E-RUN", f"{where}: the calibration is not the one that was written", "start a new run")
     return manifest

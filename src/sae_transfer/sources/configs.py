@@ -17,7 +17,7 @@ N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
-PROMPT_LEARNING = re.compile(r"PROMPT|PREFIX|P_TUNING", re.IGNORECASE)
+PROMPT_LEARNING = re.compile(r"PROMPT|PREFIX|P_TUNING|CPT|CARTRIDGE", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,16 @@ def gguf_facts(path: Path) -> ModelFacts:
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse adapters that change the input, not the weights: their positions are not the tokens' positions."""
-    kind = str(read_json(folder / "adapter_config.json", "E-MODEL").get("peft_type", ""))
+    """Refuse adapters that change the input, not the weights: their positions are not the tokens' positions.
+
+    And those that are more than weights: XLORA names other adapters to load, POLY and activated LoRA (aLoRA) choose by what
+    peft reads off the whole input, and would do nothing in a model that is cut.
+    """
+    config = read_json(folder / "adapter_config.json", "E-MODEL")
+    kind = str(config.get("peft_type", ""))
+    if kind in ("XLORA", "POLY", "SHADOW") or config.get("alora_invocation_tokens") is not None:
+        what = "an activated LoRA" if kind == "LORA" else kind
+        raise UserError("E-MODEL", f"adapter {folder} is {what}, which is more than weights", "use a LoRA-like adapter")
     if PROMPT_LEARNING.search(kind):
         raise UserError("E-MODEL", f"adapter {folder} is {kind}, which adds virtual tokens", "use a LoRA-like adapter")
 
@@ -111,10 +119,14 @@ def sae_facts(folder: Path) -> SaeFacts:
         d_sae=_required_int(cfg, "d_sae", where),
         hook_point=_hook_point(cfg, where),
         normalize_activations=_normalization(cfg, where),
-        prepend_bos=bool(cfg.get("prepend_bos", True)),
+        prepend_bos=_flag(cfg, "prepend_bos", True, where),
         context_size=_first_int(cfg, ("context_size",), where, "E-SAE"),
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
     )
+    kwargs = cfg.get("model_from_pretrained_kwargs")
+    if isinstance(kwargs, dict) and kwargs.get("center_writing_weights"):
+        what = f"{where}: the SAE was trained on centred weights (center_writing_weights), the models here are as published"
+        raise UserError("E-SAE", what, "choose an SAE trained without")
     shapes = tensor_shapes(folder / "sae_weights.safetensors", "E-SAE")
     for name, shape in (("W_enc", (facts.d_in, facts.d_sae)), ("W_dec", (facts.d_sae, facts.d_in))):
         if shapes.get(name) != shape:
@@ -170,6 +182,13 @@ def _hook_point(cfg: Mapping[str, Any], where: str) -> HookPoint:
     if layer is not None and layer != hook.layer:
         raise UserError("E-HOOK", f"{where}: hook_name {name} and hook_layer {layer} disagree", "mend the config")
     return hook
+
+
+def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
+    value = cfg.get(key, default)
+    if value is not None and not isinstance(value, bool):
+        raise UserError("E-SAE", f"{where}: {key} is {value!r}, neither true nor false", "mend the config")
+    return bool(value)
 
 
 def _required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:

@@ -13,11 +13,13 @@ from sae_transfer.errors import UserError
 def existing(source: str, what: str) -> Path:
     """The absolute path that `source` names. Raises UserError E-PATH where there is nothing."""
     try:
-        return Path(source).expanduser().resolve(strict=True)
+        path = Path(source).expanduser().resolve(strict=True)
+        str(path).encode()  # run.json will hold it
     except FileNotFoundError:
         raise UserError("E-PATH", f"{what} {source!r} does not exist", "check the path") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError("E-PATH", f"{what} {source[:80]!r} can't be opened ({error})", "check the path") from None
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, no such home, a NUL, no UTF-8
+        raise UserError("E-PATH", f"{what} {source[:200]!r} can't be a path ({error!r:.100})", "check the path") from None
+    return path
 
 
 def read_json(path: Path, code: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A name -> a local path, its revision, its hashes and what its config says. Every source of a run passes through here."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from sae_transfer.errors import UserError
 from sae_transfer.sources import hub, local
 from sae_transfer.sources.configs import ModelFacts, SaeFacts, check_adapter, gguf_facts, model_facts, sae_facts
-from sae_transfer.specs import DataRef, ModelRef, SaeRef
+from sae_transfer.specs import TEMPLATES, DataRef, ModelRef, SaeRef
 
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
 DATA_SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "chats": (".jsonl",), "rows": (".jsonl", ".parquet")}
@@ -58,6 +59,9 @@ def model(ref: ModelRef) -> ResolvedModel:
         config = base.path / "config.json"
         facts = model_facts(local.read_json(config, "E-MODEL"), str(config))
         _check_weights(base.path, "*.safetensors")
+        _check_index(base.path / "model.safetensors.index.json")
+        if (base.path / "adapter_config.json").exists():  # transformers would put it on top of the weights
+            raise UserError("E-MODEL", f"{base.path} holds an adapter beside a model", "part them, then give MODEL+ADAPTER")
     adapter = None
     if ref.adapter is not None:
         adapter = _folder_or_hub(ref.adapter, "adapter", gguf=False)
@@ -85,9 +89,22 @@ def data(ref: DataRef) -> ResolvedData:
     return ResolvedData(ref, Located(path, None, local.hashes([path], path.parent)))
 
 
+def template(name: str) -> Located | None:
+    """Find a chat template that is a file; None for one that has a name. Raises UserError E-TEMPLATE."""
+    if name in TEMPLATES:
+        return None
+    try:
+        path = local.existing(name, "chat template")
+        return Located(path, None, local.hashes([path], path.parent))
+    except (UserError, OSError):
+        raise UserError(
+            "E-TEMPLATE", f"--chat-template {name[:200]!r} is no file", f"give {', '.join(TEMPLATES)} or a file"
+        ) from None
+
+
 def _folder_or_hub(source: str, what: str, gguf: bool) -> Located:
     hub_id = HUB_ID.fullmatch(source)
-    if hub_id and source[0] not in "./~" and not Path(source).exists():
+    if hub_id and source[0] not in "./~" and not os.path.exists(source):  # noqa: PTH110  # no error for a name too long
         folder, commit = hub.download(hub_id[1], hub_id[2])
         return Located(folder, commit, {})
     path = local.existing(source, what)
@@ -100,6 +117,16 @@ def _folder_or_hub(source: str, what: str, gguf: bool) -> Located:
 
 def _matters(file: Path) -> bool:
     return file.is_file() and file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
+
+
+def _check_index(path: Path) -> None:
+    """The files that an index names must lie beside it and be safetensors: others are neither checked nor hashed."""
+    if not path.exists():
+        return
+    named = local.read_json(path, "E-MODEL").get("weight_map")
+    for name in sorted({str(name) for name in named.values()}) if isinstance(named, dict) else [""]:
+        if not name.endswith(".safetensors") or Path(name).name != name or not (path.parent / name).is_file():
+            raise UserError("E-MODEL", f"{path} names {name!r}, no safetensors file beside it", "save it whole, as safetensors")
 
 
 def _check_weights(folder: Path, pattern: str) -> None:

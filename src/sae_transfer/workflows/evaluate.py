@@ -85,13 +85,15 @@ def evaluate(
 
 def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
     """Carry out a spec in the directory `out`, or go on with what was begun there."""
-    session, laps = Session(command=sys.argv, started=now(), versions=versions()), _Laps()
+    command = [word.encode(errors="backslashreplace").decode() for word in sys.argv]  # a path may be no UTF-8
+    session, laps = Session(command=command, started=now(), versions=versions()), _Laps()
     found = resolved(spec)
     sources = found.sources()
     with directory.claimed(out or _default_folder(spec, sources)) as folder:
         before = directory.read_manifest(folder) if (folder / directory.RUN_FILE).exists() else None
         if before is not None:
             _refuse_other_run(before, spec, sources, folder)
+            before = directory.intact(folder, before)
             if before.status == "done":
                 return Run(folder)
 
@@ -107,7 +109,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
         loaded = [saes.load(sae, device(spec)) for sae in found.saes]
         models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}), progress)
         laps.end("prepare")
-        with tempfile.TemporaryFile(dir=folder) as spill:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as spill:
             cache = ActivationCache(spill, spec.activation_cache)
             calibration = before.calibration if before else calibrate(spec, found, prepared, models, cache, progress)
             laps.end("calibrate")
@@ -157,8 +159,8 @@ def _refuse_other_run(before: Manifest, spec: EvaluateSpec, sources: Mapping[str
     if before.spec != spec:
         raise UserError("E-RUN", f"{folder} holds a run of another command", "repeat that command or give another -o")
     for name, source in sources.items():
-        then = before.sources[name]
-        if (source.files, source.revision) != (then.files, then.revision):
+        then = before.sources.get(name)
+        if then is None or (source.files, source.revision) != (then.files, then.revision):
             raise UserError("E-RUN", f"{name} has changed since the run in {folder} began", "give another -o")
 
 

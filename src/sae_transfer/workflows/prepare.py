@@ -17,12 +17,15 @@ class Resolved:
     models: tuple[ResolvedModel, ...]
     saes: tuple[ResolvedSae, ...]
     data: tuple[ResolvedData, ...]
+    template: Located | None = None
+    """The chat template, where it is a file."""
 
     def sources(self) -> dict[str, Source]:
         """What run.json keeps of them."""
         found = {f"model:{m.ref.name}": _source(m.base, m.facts) for m in self.models}
         found |= {f"adapter:{m.ref.name}": _source(m.adapter) for m in self.models if m.adapter is not None}
         found |= {f"sae:{s.ref.name}": _source(s.at, s.facts) for s in self.saes}
+        found |= {} if self.template is None else {"chat_template": _source(self.template)}
         return found | {f"data:{d.ref.name}": _source(d.at) for d in self.data}
 
 
@@ -40,7 +43,8 @@ def resolved(spec: EvaluateSpec) -> Resolved:
     if any(ref.kind == "text" for ref in spec.data):
         prepend_bos(spec, saes)
         context_size(spec, saes, models)
-    return Resolved(models, saes, data)
+    template = resolve.template(spec.chat_template) if any(ref.kind == "chats" for ref in spec.data) else None
+    return Resolved(models, saes, data, template)
 
 
 def _source(at: Located, facts: Any = None) -> Source:
@@ -68,6 +72,8 @@ def context_size(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...], models: tupl
     size = spec.context_size or min(sizes, default=None)
     if size is None:
         raise UserError("E-SPEC", "no SAE records the context size it was trained at", "give --context-size")
+    if size < 2:
+        raise UserError("E-SPEC", f"an SAE records context size {size}, and a row needs two tokens", "give --context-size")
     limit = longest(models)
     if limit is not None and size > limit:
         raise UserError("E-SPEC", f"context size {size} is more than the models take", f"give --context-size {limit}")
