@@ -21,6 +21,7 @@ from tests.conftest import chat_tokenizer, write_jsonl
 
 TOKENIZER = chat_tokenizer()
 QWEN = renderer("qwen", TOKENIZER)
+NEEDS = "a message needs a role of system, user, assistant"
 CHAT = [Message("user", "the quick fox"), Message("assistant", "jumps over lazy dogs")]
 
 
@@ -196,7 +197,7 @@ def test_records_are_read_in_both_forms(tmp_path: Path) -> None:
             {"messages": ["hello"]},
             "record 1: a message needs a role of system, user, assistant and a content that is a str",
         ),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "record 1: a message needs"),
+        ({"messages": [{"role": "tool"}]}, f"record 1: {NEEDS} and a content that is a string: mend it [E-DATA]"),
         ({"messages": [{"role": "user", "content": 3}]}, "record 1: a message needs"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}, "record 1: a message needs"),
     ],
@@ -240,3 +241,11 @@ def test_offsets_that_leave_out_white_space_change_no_kind(template: str) -> Non
     )
     assert ids.tolist() == same.tolist()
     assert names(kinds) == names(expected)
+
+
+def test_the_first_token_begins_with_the_text() -> None:
+    """Where the tokenizer trims the space that a template starts with, the token is still the template's."""
+    trimming = chat_tokenizer()
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    pieces = [Piece(" ", "control_tokens"), Piece("fox over lazy dogs", "user_prompt")]
+    assert names(tokens_and_kinds(pieces, trimming)[1])[0] == "control_tokens"

@@ -90,6 +90,12 @@ def test_ratio_keeps_infinite_numerators_out_of_nan() -> None:
     assert ratio(np.asarray([np.inf, 1.0]), np.asarray([2.0, 4.0])).tolist() == [math.inf, 0.25]
 
 
+def test_ratios_of_sums_that_overflowed_come_without_a_warning() -> None:
+    """They are reported as missing; numpy's own words would only frighten."""
+    assert math.isnan(float(ratio(np.asarray(np.inf), np.asarray(np.inf))))
+    assert float(ratio(np.asarray(1e308), np.asarray(1e-10))) == math.inf
+
+
 def test_reasons_tell_which_sum_was_empty() -> None:
     """A reader of `note` sees whether nothing was kept, nothing scored, or zero ablation did nothing."""
     reasons = {metric.name: metric.missing for metric in METRICS}
