@@ -246,6 +246,6 @@ def test_offsets_that_leave_out_white_space_change_no_kind(template: str) -> Non
 def test_the_first_token_begins_with_the_text() -> None:
     """Where the tokenizer trims the space that a template starts with, the token is still the template's."""
     trimming = chat_tokenizer()
-    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     pieces = [Piece(" ", "control_tokens"), Piece("fox over lazy dogs", "user_prompt")]
     assert names(tokens_and_kinds(pieces, trimming)[1])[0] == "control_tokens"
