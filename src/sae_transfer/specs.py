@@ -164,14 +164,6 @@ class EvaluateSpec:
         ):
             if value is not None and (not isinstance(value, int) or not least <= value <= MOST):
                 raise UserError("E-OPTION", f"{option} {value!r} makes no sense", f"give a whole number from {least} to {MOST}")
-        if self.norm_scaling_factor == "own":
-            for sae in self.saes:
-                if self.own_model(sae) is None:
-                    raise UserError(
-                        "E-SPEC",
-                        f"--norm-scaling-factor own: SAE {sae.name} has no own model among {models}",
-                        f"name it as --sae {sae.name}@MODEL=SOURCE",
-                    )
 
     def own_model(self, sae: SaeRef) -> str | None:
         """The model that an SAE belongs to: the one it names, else the one of the same NAME, else None."""

@@ -160,6 +160,22 @@ def test_footnotes_say_which_saes_ask_for_scaling(factors: dict[str, Run]) -> No
     assert any("the number given" in note for note in factors["0.5"].footnotes())
 
 
+def test_own_scaling_needs_an_own_model_only_where_scaling_is_asked_for(pair: Pair, tmp_path: Path) -> None:
+    """An SAE whose factor was folded in takes part without one."""
+    folded = save_sae(tmp_path / "folded", 5, normalize_activations="none")
+    run = evaluate({"base": str(pair.base)}, str(folded), rows=str(pair.rows), norm_scaling_factor="own", out=tmp_path / "run")
+    assert [record["norm_scaling_factor"] for record in run.records()] == [1.0]
+
+
+def test_factors_from_different_data_are_said(pair: Pair, tmp_path: Path) -> None:
+    """A model that lacks a token of the first text is scaled by the next data set that it can read."""
+    small = save_model(tmp_path / "small", 7, vocab_size=40)
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"tokens": list(range(9))}])
+    models, data = {"base": str(pair.base), "small": str(small)}, {"text": str(pair.text), "rows": str(rows)}
+    run = evaluate(models, str(pair.sae_base), **data, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert any(note.endswith("base by text, small by rows.") for note in run.footnotes())
+
+
 def test_a_model_that_lacks_a_token_has_empty_cells_with_the_reason(pair: Pair, tmp_path: Path) -> None:
     """The other model's cells are measured all the same."""
     small = save_model(tmp_path / "small", 7, vocab_size=40)

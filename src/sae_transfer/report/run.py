@@ -88,6 +88,10 @@ class Run:
         if others:
             what = "factor 1, so own and other models get the same scale"
             notes.append(f"Norm scaling is not asked for by {', '.join(others)}: {what}.")
+        by_model = {norms.model: norms.scaled_by for norms in manifest.calibration.norms}
+        if asking and len(set(by_model.values())) > 1:
+            said = ", ".join(f"{model} by {data}" for model, data in by_model.items())
+            notes.append(f"Not all models can read the same data, so their factors come from different ones: {said}.")
         numeric = isinstance(manifest.spec.outlier_threshold, float)
         if numeric and len({scale.factor for scale in manifest.calibration.scales}) > 1:
             notes.append("The outlier threshold is on scaled norms: SAEs whose factors differ can have different outliers.")

@@ -45,7 +45,7 @@ def calibrate(
         for name in names:
             for sae in found.saes:
                 own = norms.get((spec.own_model(sae.ref) or "", sae.facts.hook_point))
-                if own is None and spec.norm_scaling_factor == "own":
+                if own is None and spec.norm_scaling_factor == "own" and sae.facts.wants_scaling:
                     raise UserError("E-TOKEN", f"the own model of SAE {sae.ref.name} can't read the data", "give other data")
                 asked = sae.facts.wants_scaling
                 at_hook = norms[name, sae.facts.hook_point]

@@ -40,6 +40,8 @@ def resolved(spec: EvaluateSpec) -> Resolved:
     for sae in saes:
         for model in models:
             configs.check_fits(sae.ref.name, sae.facts, model.ref.name, model.facts)
+    if spec.norm_scaling_factor == "own":
+        _own_models(spec, saes)
     if any(ref.kind == "text" for ref in spec.data):
         prepend_bos(spec, saes)
         context_size(spec, saes, models)
@@ -52,6 +54,15 @@ def _source(at: Located, facts: Any = None) -> Source:
     if hasattr(facts, "hook_point"):
         about["hook_point"] = str(facts.hook_point)
     return Source(path=str(at.path), revision=at.revision, files=at.files, about=about)
+
+
+def _own_models(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> None:
+    """An SAE that asks for scaling must have an own model to take it from. Raises UserError E-SPEC."""
+    for sae in saes:
+        if sae.facts.wants_scaling and spec.own_model(sae.ref) is None:
+            names = ", ".join(model.name for model in spec.models)
+            what = f"--norm-scaling-factor own: SAE {sae.ref.name} has no own model among {names}"
+            raise UserError("E-SPEC", what, f"name it as --sae {sae.ref.name}@MODEL=SOURCE")
 
 
 def prepend_bos(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> bool:
