@@ -104,6 +104,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
         from sae_transfer.engine.plan import plan
         from sae_transfer.models.split import CHECK_SEED
 
+        session = session.model_copy(update={"hardware": hardware(device(spec))})
         progress.stage("reading data", 0)
         prepared = tokenised(spec, found)
         loaded = [saes.load(sae, device(spec)) for sae in found.saes]
@@ -135,7 +136,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
                 blocks = measure(unit, model, loaded, prepared.data[unit.data], kinds, calibration, read, advance)
                 manifest = directory.append(folder, manifest, unit.key, list(blocks))
         laps.end("measure")
-        ended = session.model_copy(update={"finished": now(), "seconds": laps.seconds, "hardware": hardware(device(spec))})
+        ended = session.model_copy(update={"finished": now(), "seconds": laps.seconds})
         done = {"status": "done", "sessions": (*manifest.sessions[:-1], ended)}
         directory.write_manifest(folder, manifest.model_copy(update=done))
         return Run(folder)
