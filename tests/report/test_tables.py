@@ -49,6 +49,15 @@ def test_the_terminal_table_has_a_line_for_each_cell(run: Run) -> None:
     assert err == f"run directory: {run.path}\n"
 
 
+def test_a_note_of_many_cells_names_a_few_and_counts_the_rest(run: Run) -> None:
+    """Each cell's own note stands in the other formats."""
+    records = [record | {"note": "a reason", "sae": f"sae{index}"} for index, record in enumerate(run.records()[:5])]
+    lines = [line for line in tables.terminal(records, [], 300, False).splitlines() if line.endswith(": a reason")]
+    assert len(lines) == 1
+    assert [f"sae{index}" in lines[0] for index in range(5)] == [True, True, True, False, False]
+    assert "; and 2 more cells: a reason" in lines[0]
+
+
 def test_markdown_is_a_table_of_every_column(run: Run) -> None:
     """Header, rule, a line a cell, footnotes as a list."""
     lines = tables.markdown(run.records(), ["a note"]).splitlines()

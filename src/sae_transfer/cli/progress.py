@@ -45,7 +45,8 @@ class Bars:
         def advance(done: int) -> None:
             nonlocal total
             total += done
-            said = f"{rate.after(done):,.0f} tokens/s"
+            speed = rate.after(done)
+            said = f"{speed:,.0f} tokens/s" if speed else ""
             self._bars.update(task, advance=done, count=f"{total:,} of {tokens:,} tokens", rate=said)
 
         return advance

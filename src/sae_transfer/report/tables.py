@@ -44,6 +44,10 @@ FIRST_TO_GO = ("documents", "ce_zero", "outliers", "ce_clean", "ce_spliced", "ms
 """Columns that a terminal too narrow for all of them does without, in this order."""
 
 
+NAMED = 3
+"""Cells that are named below the table where several have the same note; the other formats have each cell's own."""
+
+
 def number(value: Any, how: str = "") -> str:
     """A value for people: as the column's format says, else with four significant digits; a dash for none."""
     if value is None:
@@ -79,7 +83,8 @@ def terminal(records: Sequence[Record], footnotes: Sequence[str], width: int | N
         if record["note"]:
             notes.setdefault(record["note"], []).append(" / ".join(str(record[key]) for key in NAMES))
     for note, cells in notes.items():
-        console.print(escape(printable(f"{'; '.join(cells)}: {note}")), style="yellow")
+        more = f"; and {len(cells) - NAMED} more cells" if len(cells) > NAMED else ""
+        console.print(escape(printable(f"{'; '.join(cells[:NAMED])}{more}: {note}")), style="yellow")
     if dropped:
         console.print(escape(f"Left out for width: {', '.join(dropped)}; --format csv has every column."), style="dim")
     for note in footnotes:
