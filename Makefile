@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: test lint bench mutants clean
+.PHONY: demo test lint bench mutants clean
+
+demo: .venv/installed
+	$(BIN)/sae-transfer demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest

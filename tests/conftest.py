@@ -13,6 +13,8 @@ from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sae_transfer import Run, demo
+
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny products are several times slower on threads that wait for each other
 
@@ -128,3 +130,9 @@ def smollm2() -> Iterator[Path]:
     torch.set_num_threads(THREADS)
     yield next(Path(spec.origin).parent.glob("*.gguf"))
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The demo, measured once."""
+    return demo(tmp_path_factory.mktemp("demo") / "run")

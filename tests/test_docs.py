@@ -1,5 +1,6 @@
-"""Docs are executed: every command and every Python block of the README and docs/python.md runs on the tiny pair."""
+"""Docs are executed: every command and every Python block of the README and docs/python.md runs on the demo pair."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Pair
+from recipes.demo_pair.page import PAGE, filled, tables
+from sae_transfer import Run
+from sae_transfer.workflows import demo
 from tests.reference import PATH, reference
 from tests.running import run
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"base": "base", "chat": "chat", "sae_base": "sae-base", "sae_chat": "sae-chat"}
+NAMES = {"base": "models/base", "chat": "models/chat", "sae-base": "saes/base", "sae-chat": "saes/chat"}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -21,12 +24,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def here(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory that holds what the docs name."""
-    for source, name in NAMES.items():
-        shutil.copytree(pair.root / source, tmp_path / name)
-    for name in ("text.txt", "chats.jsonl"):
-        shutil.copy(pair.root / name, tmp_path / name)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that holds what the docs name: the demo's models and SAEs, and some of its data."""
+    for name, source in NAMES.items():
+        shutil.copytree(demo.pair() / source, tmp_path / name)
+    text, chats = ((demo.pair() / name).read_text(encoding="utf-8").splitlines()[:20] for name in ("text.jsonl", "chats.jsonl"))
+    (tmp_path / "text.txt").write_text("\n\n".join(json.loads(line)["text"] for line in text), encoding="utf-8")
+    (tmp_path / "chats.jsonl").write_text("\n".join(chats), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -52,6 +56,21 @@ def test_python_blocks_run(here: Path, page: str) -> None:
         exec(compile(block, page, "exec"), {})
 
 
+def test_the_readme_shows_what_the_demo_prints(demo_run: Run) -> None:
+    """Each line of the table and each finding: the same words, and numbers that differ by the rounding of machines."""
+    printed = dict(words_and_numbers(line) for line in run("demo", "-o", str(demo_run.path))[1].splitlines())
+    shown = [words_and_numbers(line) for line in blocks("README.md", "text")[0].splitlines() if line]
+    assert len(shown) > 25
+    for words, numbers in shown:
+        assert numbers == pytest.approx(printed[words], rel=0.02, abs=0.003), words
+
+
+def words_and_numbers(line: str) -> tuple[str, list[float]]:
+    """A line without its numbers, and the numbers."""
+    number = r"-?\d[\d,]*(?:\.\d+)?"
+    return " ".join(re.sub(number, "N", line).split()), [float(found.replace(",", "")) for found in re.findall(number, line)]
+
+
 def test_the_reference_is_that_of_the_code() -> None:
     """Every command, option, column and error code; `python -m tests.reference` writes it anew."""
     assert PATH.read_text(encoding="utf-8") == reference()
@@ -71,3 +90,10 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), (page, link)
+
+
+def test_the_page_of_the_demo_pair_has_the_logs_figures() -> None:
+    """`python -m recipes.demo_pair.page` writes them anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert filled(text) == text
+    assert text.count("<!-- end -->") == len(tables())

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_transfer.errors import UserError as UserError
     from sae_transfer.report.run import Run as Run
+    from sae_transfer.workflows.demo import demo as demo
     from sae_transfer.workflows.evaluate import evaluate as evaluate
 
 _HOME = {
     "Run": "sae_transfer.report.run",
     "UserError": "sae_transfer.errors",
+    "demo": "sae_transfer.workflows.demo",
     "evaluate": "sae_transfer.workflows.evaluate",
 }
 
-__all__ = ["Run", "UserError", "evaluate"]
+__all__ = ["Run", "UserError", "demo", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ class UserError(Exception):
         self.code = code
         self.what = what
         self.then = then
-        super().__init__(str(self))
+        super().__init__(code, what, then)
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.then}" if self.then else self.what

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from sae_lens import SAE
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -15,6 +16,7 @@ from sae_transfer.data.packing import TokenData
 from sae_transfer.models.families import FAMILIES as FAMILY
 from sae_transfer.models.families import Family
 from sae_transfer.specs import TOKEN_KINDS
+from sae_transfer.workflows import demo
 from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.tokenise import tokenised
 from tests.conftest import Pair, save_model, save_sae, write_jsonl
@@ -108,6 +110,30 @@ def test_every_cell_is_what_the_definitions_give(pair: Pair, tmp_path: Path, thr
         expected = by_the_definitions(plain, found.data[record["data"]], record["token_kind"])
         assert {name: record[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
         assert (record["outliers"] > 0) is (threshold != "off") or record["token_kind"] != "all"
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("model", ["base", "drifted", "lora"])
+def test_a_trained_pair_is_measured_by_the_definitions(tmp_path: Path, model: str) -> None:
+    """SAEs that explain much and little, on models whose norms differ by orders of magnitude, one of them with an adapter."""
+    at, files = demo.pair(), {}
+    for name in ("text", "chats"):
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text(
+            "\n".join((at / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:12]), encoding="utf-8"
+        )
+    source, sae = demo.models(at)[model], at / "saes" / "base"
+    run = evaluate({model: source}, {"sae": str(sae)}, text=str(files["text"]), chats=str(files["chats"]), out=tmp_path / "run")
+    found = tokenised(run.manifest.spec, resolved(run.manifest.spec))
+    scale = run.manifest.calibration.scale(model, "sae")
+    folder, _, adapter = source.partition("+")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        loaded = PeftModel.from_pretrained(loaded, adapter)
+    plain = Plain(loaded, SAE.load_from_disk(sae), 2, scale.factor, scale.threshold or float("inf"))
+    for record in run.records():
+        expected = by_the_definitions(plain, found.data[record["data"]], record["token_kind"])
+        assert {name: record[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("demo")(measuring.demo)
 app.command("evaluate")(measuring.evaluate)
 app.command("show")(reading.show)
 

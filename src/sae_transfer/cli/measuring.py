@@ -2,11 +2,15 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option, echo
 
 from sae_transfer.specs import TOKEN_KINDS
+
+if TYPE_CHECKING:
+    from sae_transfer.report.run import Run
 
 Many = list[str]
 SOURCE = "[NAME=]SOURCE[+ADAPTER]"
@@ -64,6 +68,28 @@ def evaluate(
             progress=progress,
         )
     show_run(run, "table")
+    _say_if_old(run, began)
+
+
+def demo(
+    out: Annotated[Path, Option("--out", "-o", help="Run directory.")] = Path("runs/demo"),
+) -> None:
+    """Measure the small pair that ships with the package, and say in plain sentences what transfers. Needs no download."""
+    from sae_transfer.cli.progress import for_terminal
+    from sae_transfer.cli.reading import show_run
+    from sae_transfer.workflows import demo as workflow
+
+    began = datetime.now(UTC)
+    with for_terminal() as progress:
+        run = workflow.demo(out, progress)
+    show_run(run, "table")
+    echo("\n" + "\n".join(f"- {sentence}" for sentence in workflow.found(run)))
+    _say_if_old(run, began)
+    echo(f"\nNext: sae-transfer show {quote(str(run.path))} --format markdown\n      sae-transfer evaluate --help", err=True)
+
+
+def _say_if_old(run: "Run", began: datetime) -> None:
+    """Tell that a finished run was read, not measured."""
     finished = run.manifest.sessions[-1].finished
     if finished is not None and finished < began:
         echo(f"already measured, finished {finished:%Y-%m-%d %H:%M} UTC: nothing was run", err=True)

@@ -1,0 +1,83 @@
+"""Records of a run -> plain sentences: where an SAE of one model still works on others, and what fine-tuning it gave."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sae_transfer.errors import UserError
+from sae_transfer.metrics.cells import Record
+
+SMALL_DELTA_CE = 0.05
+"""Nats a token that a splice may cost more than on the SAE's own model, and the SAE still transfers."""
+SMALL_EV = 0.03
+"""Explained variance that it may lose."""
+SMALL_CE_RECOVERED = 0.05
+"""CE recovered that it may lose."""
+LARGE_DELTA_CE = 0.3
+"""Nats from which on it fails."""
+NOTHING_TO_REPAIR = 0.02
+"""Nats between two SAEs on the same model that are not worth a repair."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set and a token kind in words: cells are compared within it."""
+
+    data: str
+    token_kind: str
+    words: str
+
+
+def record(records: Sequence[Record], model: str, sae: str, place: Place) -> Record:
+    """The record of one cell. Raises: UserError E-RUN where the run has none."""
+    for one in records:
+        if (one["model"], one["sae"], one["data"], one["token_kind"]) == (model, sae, place.data, place.token_kind):
+            return one
+    what = f"the run has no cell {model} / {sae} / {place.data} / {place.token_kind}"
+    raise UserError("E-RUN", what, "give another -o")
+
+
+def transfer(records: Sequence[Record], sae: str, own: str, model: str, place: Place) -> str:
+    """How an SAE does on another model, against the same SAE on its own model."""
+    here, there = record(records, model, sae, place), record(records, own, sae, place)
+    more = here["delta_ce"] - there["delta_ce"]
+    less = there["explained_variance"] - here["explained_variance"]
+    recovered = there["ce_recovered"] - here["ce_recovered"]
+    works = more <= SMALL_DELTA_CE and less <= SMALL_EV and recovered <= SMALL_CE_RECOVERED
+    verb = "transfers to" if works else "fails on" if more >= LARGE_DELTA_CE else "only half works on"
+    said = (
+        f"The {sae} SAE {verb} {model}: on {place.words} it explains {here['explained_variance']:.1%} of the variance "
+        f"({there['explained_variance']:.1%} on {own}), at a ΔCE of {here['delta_ce']:.3f} nats a token "
+        f"({there['delta_ce']:.3f} on {own})."
+    )
+    if not works and recovered <= 0.15:
+        said += f" CE recovered hides it ({here['ce_recovered']:.3f} after {there['ce_recovered']:.3f}): read ΔCE and KL."
+    return said
+
+
+def damage(records: Sequence[Record], sae: str, own: str, model: str, place: Place) -> str:
+    """What the fine-tuning did to the model itself."""
+    here, there = (record(records, name, sae, place)["ce_clean"] for name in (model, own))
+    return f"{model} itself predicts {place.words} with {here:.2f} nats a token, {own} with {there:.2f}."
+
+
+def repair(records: Sequence[Record], sae: str, tuned: str, own: str, model: str, place: Place, goal: tuple[str, str]) -> str:
+    """What a fine-tuned SAE regained on a model: `goal` names the (model, SAE) cell that shows what can be had.
+
+    The control is the fine-tuned SAE on the model that it came from: where it costs less there, too, than the SAE that it
+    was made of, some of the gain is due to more training, not to the change of the model.
+    """
+    before, after, best = (
+        record(records, *cell, place)["delta_ce"] for cell in ((model, sae), (model, tuned), (goal[0], goal[1]))
+    )
+    gap = before - best
+    if gap < NOTHING_TO_REPAIR:
+        return (
+            f"There was nothing to repair on {model}: on {place.words} the {sae} SAE has a ΔCE of {before:.3f} nats a token, "
+            f"the {goal[1]} SAE on {goal[0]} one of {best:.3f}."
+        )
+    kept, control = (record(records, own, name, place)["delta_ce"] for name in (sae, tuned))
+    told = "so some of the gain is more training" if control < kept else "so the gain is the new model's"
+    return (
+        f"Fine-tuned on {model}, the {sae} SAE has a ΔCE of {after:.3f} nats a token on {place.words} there, not {before:.3f}: "
+        f"{(before - after) / gap:.0%} of the gap is closed. On {own} it has {control:.3f} (before: {kept:.3f}), {told}."
+    )
