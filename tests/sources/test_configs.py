@@ -8,7 +8,16 @@ import pytest
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import resolve
-from sae_transfer.sources.configs import ModelFacts, check_adapter, check_fits, gguf_facts, model_facts, sae_facts
+from sae_transfer.sources.configs import (
+    ModelFacts,
+    check_adapter,
+    check_fits,
+    check_rank,
+    check_tokenizer,
+    gguf_facts,
+    model_facts,
+    sae_facts,
+)
 from sae_transfer.specs import HookPoint, ModelRef, SaeRef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, VOCAB, Pair, write_jsonl
 
@@ -42,6 +51,11 @@ def test_a_config_gives_the_facts_that_it_states(config: dict[str, Any], facts: 
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"vocab_size": 1.5}, r"vocab_size is 1\.5"),
         ({"hidden_size": [8]}, r"hidden_size is \[8\]"),
+        ({"hidden_size": float("nan")}, "hidden_size is nan"),
+        ({"vocab_size": 10**4000}, "vocab_size is 1"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.Llama"}}, "asks for code of its own .*modeling.Llama"),
+        ({"text_config": {"auto_map": {"AutoConfig": "org/other--config.Llama"}}}, "asks for code of its own .*other--config"),
+        ({"layers": [{"_attn_implementation": "org/kernel:run"}]}, "asks for code off the Hub .*org/kernel:run"),
     ],
 )
 @pytest.mark.parametrize("where", ["config.json", "/tmp/cfg_models/config.json"])
@@ -153,3 +167,43 @@ def test_adapters_that_are_more_than_weights_are_refused(tmp_path: Path, config:
     write_jsonl(tmp_path / "adapter_config.json", [config])
     with pytest.raises(UserError, match="more than weights.*E-MODEL"):
         check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"auto_map": {"AutoConfig": "x.Y"}}, "asks for code of its own"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "names a module to import"),
+        ({"layer_replication": [[0, 10**9]]}, "changes the model's layers"),
+    ],
+)
+def test_adapters_that_bring_more_than_weights_are_refused(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+    """Code, a module's name, layers without number."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA"} | config])
+    with pytest.raises(UserError, match=f"{said}.*E-MODEL"):
+        check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"r": 10**9}, {"r": 2, "rank_pattern": {"q_proj": 10**9}}, {"r": float("nan")}])
+def test_a_rank_without_weights_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """peft would allocate it; a rank that is a dimension of the weights is right."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA"} | config])
+    with pytest.raises(UserError, match="says rank .*no dimension above 16.*E-MODEL"):
+        check_rank(tmp_path, {"lora_A": (2, 16)})
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA", "r": 2}])
+    check_rank(tmp_path, {"lora_A": (2, 16)})
+
+
+@pytest.mark.parametrize("name", ["../tokenizer.1.0.json", "/tmp/tokenizer.1.0.json", "a/tokenizer.1.0.json", 7])
+def test_a_tokenizer_that_lies_elsewhere_is_refused(tmp_path: Path, name: Any) -> None:
+    """transformers would follow the name out of the folder, past the hashes."""
+    write_jsonl(tmp_path / "tokenizer_config.json", [{"fast_tokenizer_files": ["tokenizer.json", name]}])
+    with pytest.raises(UserError, match="no file beside it.*E-TOKENIZER"):
+        check_tokenizer(tmp_path / "tokenizer_config.json")
+
+
+def test_an_sae_that_asks_for_code_is_refused(pair: Pair, tmp_path: Path) -> None:
+    """No loader here would run it; a config that asks is not what it seems."""
+    write_jsonl(tmp_path / "cfg.json", [{"d_in": D_MODEL, "auto_map": {"SAE": "evil.SAE"}}])
+    with pytest.raises(UserError, match="asks for code of its own.*E-SAE"):
+        sae_facts(tmp_path)

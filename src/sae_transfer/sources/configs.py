@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
-
 from sae_transfer.errors import UserError
+from sae_transfer.sources import gguf
 from sae_transfer.sources.local import read_json, tensor_shapes
 from sae_transfer.specs import HookPoint
 
@@ -17,6 +16,8 @@ N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+LARGEST = 2**31
+"""Above any size that a config can mean."""
 PROMPT_LEARNING = re.compile(r"PROMPT|PREFIX|P_TUNING|CPT|CARTRIDGE", re.IGNORECASE)
 
 
@@ -52,7 +53,8 @@ class SaeFacts:
 
 
 def model_facts(config: Mapping[str, Any], where: str) -> ModelFacts:
-    """Facts of a Hugging Face config.json. Raises UserError E-MODEL for a model that is no decoder."""
+    """Facts of a Hugging Face config.json. Raises UserError E-MODEL for a model that is no decoder, or needs its own code."""
+    refuse_code(config, where, "E-MODEL")
     if config.get("is_encoder_decoder"):
         raise UserError("E-MODEL", f"{where} is an encoder-decoder", "choose a causal language model")
     nested = config.get("text_config")
@@ -67,25 +69,67 @@ def model_facts(config: Mapping[str, Any], where: str) -> ModelFacts:
 
 
 def gguf_facts(path: Path) -> ModelFacts:
-    """Facts of a GGUF file's header. Raises UserError E-MODEL where it can't be read."""
-    try:
-        fields = GGUFReader(path).fields
-        kind = str(fields["general.architecture"].contents())
+    """Facts of a GGUF file's header, which is checked whole. Raises UserError E-MODEL where it can't be read."""
+    header = gguf.header(path)
+    kind = header.values.get("general.architecture")
+    if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,100}", kind):
+        what = f"general.architecture is {kind!r:.100}"
+        raise UserError("E-MODEL", f"{path} is truncated or no GGUF file ({what})", "download it again")
 
-        def number(key: str) -> int | None:
-            field = fields.get(f"{kind}.{key}")
-            return None if field is None else int(field.contents())
+    def number(name: str) -> int | None:
+        return _first_int(header.values, (f"{kind}.{name}",), str(path), "E-MODEL")
 
-        tokens = fields.get("tokenizer.ggml.tokens")
-        return ModelFacts(
-            model_type=kind,
-            d_model=number("embedding_length"),
-            n_layers=number("block_count"),
-            vocab_size=number("vocab_size") or (None if tokens is None else len(tokens.data)),
-            max_positions=number("context_length"),
-        )
-    except (OSError, ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
-        raise UserError("E-MODEL", f"{path} is truncated or no GGUF file ({error!r})", "download it again") from None
+    facts = ModelFacts(
+        model_type=kind,
+        d_model=number("embedding_length"),
+        n_layers=number("block_count"),
+        vocab_size=number("vocab_size") or header.lengths.get("tokenizer.ggml.tokens"),
+        max_positions=number("context_length"),
+    )
+    check_depth(facts, len(header.shapes), str(path))
+    return facts
+
+
+def check_depth(facts: ModelFacts, n_tensors: int, where: str) -> None:
+    """A layer has a tensor at least; a config that claims more would have them all built before one is missed."""
+    if facts.n_layers is not None and facts.n_layers > n_tensors:
+        what = f"{where} says {facts.n_layers} layers, the weights have {n_tensors} tensors"
+        raise UserError("E-MODEL", what, "mend the config, or save the model whole")
+
+
+def refuse_code(config: Mapping[str, Any], where: str, code: str) -> None:
+    """Refuse a config that names code to run, at any depth: Python files of its own, or an attention kernel off the Hub.
+
+    Many such configs are of architectures that transformers has too. They are refused all the same, and told what to do.
+    Raises: UserError with `code`.
+    """
+    left: list[Any] = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        if not isinstance(value, dict):
+            continue
+        left += value.values()
+        if value.get("auto_map"):
+            what = f"{where} asks for code of its own (auto_map {value['auto_map']!r:.150}), and none is ever run"
+            raise UserError(code, what, "where the library itself has this architecture, remove auto_map")
+        for key in ("attn_implementation", "_attn_implementation"):
+            if "/" in str(value.get(key)):
+                what = f"{where} asks for code off the Hub ({key} {value[key]!r:.150}), and none is ever run"
+                raise UserError(code, what, f"remove {key}")
+
+
+def check_tokenizer(path: Path) -> None:
+    """Refuse a tokenizer_config.json that names code, or a file elsewhere. Raises UserError E-TOKENIZER."""
+    if not path.exists():
+        return
+    config = read_json(path, "E-TOKENIZER")
+    refuse_code(config, str(path), "E-TOKENIZER")
+    files = config.get("fast_tokenizer_files") or []
+    for name in files if isinstance(files, list) else [files]:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError("E-TOKENIZER", f"{path} names {name!r:.200}, no file beside it", "remove fast_tokenizer_files")
 
 
 def check_adapter(folder: Path) -> None:
@@ -95,12 +139,28 @@ def check_adapter(folder: Path) -> None:
     peft reads off the whole input, and would do nothing in a model that is cut.
     """
     config = read_json(folder / "adapter_config.json", "E-MODEL")
+    refuse_code(config, str(folder / "adapter_config.json"), "E-MODEL")
     kind = str(config.get("peft_type", ""))
     if kind in ("XLORA", "POLY", "SHADOW") or config.get("alora_invocation_tokens") is not None:
         what = "an activated LoRA" if kind == "LORA" else kind
         raise UserError("E-MODEL", f"adapter {folder} is {what}, which is more than weights", "use a LoRA-like adapter")
     if PROMPT_LEARNING.search(kind):
-        raise UserError("E-MODEL", f"adapter {folder} is {kind}, which adds virtual tokens", "use a LoRA-like adapter")
+        raise UserError("E-MODEL", f"adapter {folder} is {kind:.100}, which adds virtual tokens", "use a LoRA-like adapter")
+    for key, why in (("megatron_config", "names a module to import"), ("layer_replication", "changes the model's layers")):
+        if config.get(key):
+            raise UserError("E-MODEL", f"adapter {folder} has {key}, which {why}", "use a LoRA-like adapter")
+
+
+def check_rank(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A LoRA's rank is a dimension of its weights; a larger one would be allocated before it is missed."""
+    config = read_json(folder / "adapter_config.json", "E-MODEL")
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    most = max((size for shape in shapes.values() for size in shape), default=0)
+    for rank in ranks if config.get("peft_type") == "LORA" else ():
+        if isinstance(rank, int | float) and not rank <= most:
+            what = f"adapter {folder} says rank {rank!r:.50}, its weights have no dimension above {most}"
+            raise UserError("E-MODEL", what, "mend adapter_config.json")
 
 
 def sae_facts(folder: Path) -> SaeFacts:
@@ -109,6 +169,7 @@ def sae_facts(folder: Path) -> SaeFacts:
     Raises: UserError E-SAE, E-HOOK.
     """
     config = read_json(folder / "cfg.json", "E-SAE")
+    refuse_code(config, str(folder / "cfg.json"), "E-SAE")
     metadata = config.get("metadata")
     cfg = {**config, **metadata} if isinstance(metadata, dict) else config
     where = str(folder / "cfg.json")
@@ -157,12 +218,14 @@ def _architecture(cfg: Mapping[str, Any], where: str) -> str:
     if name == "standard" and activation == "topk":
         name = "topk"
     if name not in ARCHITECTURES:
-        raise UserError("E-SAE", f"{where}: architecture {name!r} is not supported", f"use {', '.join(ARCHITECTURES)}")
+        raise UserError("E-SAE", f"{where}: architecture {name!r:.100} is not supported", f"use {', '.join(ARCHITECTURES)}")
     if name == "topk":
         kwargs = cfg.get("activation_fn_kwargs")
         _required_int({**(kwargs if isinstance(kwargs, dict) else {}), **cfg}, "k", where)  # sae-lens would take 100
     elif activation != "relu":
-        raise UserError("E-SAE", f"{where}: a {name} SAE with activation {activation!r} can't be loaded exactly", "use relu")
+        raise UserError(
+            "E-SAE", f"{where}: a {name} SAE with activation {activation!r:.100} can't be loaded exactly", "use relu"
+        )
     return name
 
 
@@ -171,7 +234,7 @@ def _normalization(cfg: Mapping[str, Any], where: str) -> str:
     if isinstance(value, bool) or value is None:  # SAELens before 3.0 wrote true or false
         value = "expected_average_only_in" if value else "none"
     if value not in NORMALIZATIONS:
-        raise UserError("E-SAE", f"{where}: normalize_activations {value!r} is not supported", f"use {NORMALIZATIONS}")
+        raise UserError("E-SAE", f"{where}: normalize_activations {value!r:.100} is not supported", f"use {NORMALIZATIONS}")
     return str(value)
 
 
@@ -180,14 +243,14 @@ def _hook_point(cfg: Mapping[str, Any], where: str) -> HookPoint:
     hook = HookPoint.parse(name)
     layer = cfg.get("hook_layer", cfg.get("hook_point_layer"))
     if layer is not None and layer != hook.layer:
-        raise UserError("E-HOOK", f"{where}: hook_name {name} and hook_layer {layer} disagree", "mend the config")
+        raise UserError("E-HOOK", f"{where}: hook_name {name:.100} and hook_layer {layer!r:.100} disagree", "mend the config")
     return hook
 
 
 def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     value = cfg.get(key, default)
     if value is not None and not isinstance(value, bool):
-        raise UserError("E-SAE", f"{where}: {key} is {value!r}, neither true nor false", "mend the config")
+        raise UserError("E-SAE", f"{where}: {key} is {value!r:.100}, neither true nor false", "mend the config")
     return bool(value)
 
 
@@ -202,7 +265,7 @@ def _first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str, code: 
     for key in keys:
         value = cfg.get(key)
         if value is not None:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(code, f"{where}: {key} is {value!r}", "mend the config")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < LARGEST:
+                raise UserError(code, f"{where}: {key} is {value!r:.100}", "mend the config")
             return value
     return None

@@ -22,14 +22,27 @@ def existing(source: str, what: str) -> Path:
     return path
 
 
-def read_json(path: Path, code: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError with `code` where the file is missing or holds anything else."""
+MOST_JSON = 2**24
+"""Bytes of a config: the largest in use, with every added token of a vocabulary, are a tenth of it."""
+
+
+def read_json(path: Path, code: str, most: int = MOST_JSON) -> dict[str, Any]:
+    """A JSON object from a file of at most `most` bytes.
+
+    Raises: UserError with `code` where the file is missing, larger, or holds anything else.
+    """
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise UserError(code, f"{path} is no file", f"give a folder that holds {path.name}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(most + 1)
+        if len(raw) > most:
+            raise UserError(code, f"{path} has more than {most} bytes, too many for a config", "download or save it again")
+        value = json.loads(raw.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(code, f"{path} does not exist", f"give a folder that holds {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(code, f"{path} is no JSON ({error})", "download or save it again") from None
+        raise UserError(code, f"{path} is no JSON ({error!s:.300})", "download or save it again") from None
     if not isinstance(value, dict):
         raise UserError(code, f"{path} holds no JSON object", "download or save it again")
     return value
@@ -40,13 +53,15 @@ def tensor_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
 
     Raises: UserError with `code` where the file is missing, truncated or no safetensors.
     """
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise UserError(code, f"{path} is no file", "give a folder that holds it")
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(code, f"{path} does not exist", "give a folder that holds it") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(code, f"{path} is truncated or no safetensors file ({error})", "copy it again") from None
+        raise UserError(code, f"{path} is truncated or no safetensors file ({error!s:.300})", "copy it again") from None
 
 
 def sha256(path: Path) -> str:

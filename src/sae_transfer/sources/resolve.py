@@ -7,10 +7,22 @@ from pathlib import Path
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import hub, local
-from sae_transfer.sources.configs import ModelFacts, SaeFacts, check_adapter, gguf_facts, model_facts, sae_facts
+from sae_transfer.sources.configs import (
+    ModelFacts,
+    SaeFacts,
+    check_adapter,
+    check_depth,
+    check_rank,
+    check_tokenizer,
+    gguf_facts,
+    model_facts,
+    sae_facts,
+)
 from sae_transfer.specs import TEMPLATES, DataRef, ModelRef, SaeRef
 
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
+MOST_INDEX = 2**26
+"""Bytes of a weight index: those of models with 140,000 tensors have a quarter of it."""
 DATA_SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "chats": (".jsonl",), "rows": (".jsonl", ".parquet")}
 
 
@@ -58,7 +70,8 @@ def model(ref: ModelRef) -> ResolvedModel:
     else:
         config = base.path / "config.json"
         facts = model_facts(local.read_json(config, "E-MODEL"), str(config))
-        _check_weights(base.path, "*.safetensors")
+        check_depth(facts, len(_checked_weights(base.path, "*.safetensors")), str(config))
+        check_tokenizer(base.path / "tokenizer_config.json")
         _check_index(base.path / "model.safetensors.index.json")
         if (base.path / "adapter_config.json").exists():  # transformers would put it on top of the weights
             raise UserError("E-MODEL", f"{base.path} holds an adapter beside a model", "part them, then give MODEL+ADAPTER")
@@ -66,7 +79,7 @@ def model(ref: ModelRef) -> ResolvedModel:
     if ref.adapter is not None:
         adapter = _folder_or_hub(ref.adapter, "adapter", gguf=False)
         check_adapter(adapter.path)
-        _check_weights(adapter.path, "adapter_model.safetensors")
+        check_rank(adapter.path, _checked_weights(adapter.path, "adapter_model.safetensors"))
     return ResolvedModel(ref, base, adapter, facts)
 
 
@@ -123,15 +136,17 @@ def _check_index(path: Path) -> None:
     """The files that an index names must lie beside it and be safetensors: others are neither checked nor hashed."""
     if not path.exists():
         return
-    named = local.read_json(path, "E-MODEL").get("weight_map")
+    named = local.read_json(path, "E-MODEL", MOST_INDEX).get("weight_map")
     for name in sorted({str(name) for name in named.values()}) if isinstance(named, dict) else [""]:
         if not name.endswith(".safetensors") or Path(name).name != name or not (path.parent / name).is_file():
-            raise UserError("E-MODEL", f"{path} names {name!r}, no safetensors file beside it", "save it whole, as safetensors")
+            raise UserError(
+                "E-MODEL", f"{path} names {name!r:.200}, no safetensors file beside it", "save it whole, as safetensors"
+            )
 
 
-def _check_weights(folder: Path, pattern: str) -> None:
-    found = sorted(folder.glob(pattern))
+def _checked_weights(folder: Path, pattern: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights in a folder, each file checked against its header."""
+    found = sorted(path for path in folder.glob(pattern) if path.is_file())
     if not found:
         raise UserError("E-MODEL", f"{folder} holds no {pattern}", "save it as safetensors: pickled weights are not opened")
-    for file in found:
-        local.tensor_shapes(file, "E-MODEL")
+    return {name: shape for file in found for name, shape in local.tensor_shapes(file, "E-MODEL").items()}
