@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,82 @@ def index_of_pickled_weights(pair: Pair, tmp: Path) -> list[str]:
     index = {"weight_map": {"lm_head.weight": "weights.bin"}}
     (tmp / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
     return arguments(pair, model=str(tmp / "base"))
+
+
+@case("E-MODEL", "names '../base/model.safetensors'")
+def index_that_leads_elsewhere(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copytree(pair.base, tmp / "base")
+    index = {"weight_map": {"lm_head.weight": "../base/model.safetensors"}}
+    (tmp / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    return arguments(pair, model=str(tmp / "base"))
+
+
+@case("E-MODEL", "claims 4611686018427387904 entries of 'a'")
+def gguf_that_promises_more_than_it_holds(pair: Pair, tmp: Path) -> list[str]:
+    key = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 0, 2**62)
+    (tmp / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key)
+    return arguments(pair, model=str(tmp / "model.gguf"))
+
+
+@case("E-MODEL", "remove auto_map")
+def model_that_brings_its_own_code(pair: Pair, tmp: Path) -> list[str]:
+    auto_map = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    model = changed_config(pair.base, tmp / "base", "config.json", auto_map=auto_map)
+    (model / "modeling_evil.py").write_text(f"open({str(tmp / 'run')!r}, 'w')")
+    return arguments(pair, model=str(model))
+
+
+@case("E-MODEL", "asks for code of its own")
+def unknown_model_that_brings_its_own_code(pair: Pair, tmp: Path) -> list[str]:
+    changes = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Evil"}}
+    model = changed_config(pair.base, tmp / "base", "config.json", **changes)
+    (model / "evil.py").write_text(f"open({str(tmp / 'run')!r}, 'w')")
+    return arguments(pair, model=str(model))
+
+
+@case("E-TOKENIZER", "asks for code of its own")
+def tokenizer_that_brings_its_own_code(pair: Pair, tmp: Path) -> list[str]:
+    auto_map = {"AutoTokenizer": [None, "tokenization_evil.Evil"]}
+    return arguments(pair, model=str(changed_config(pair.base, tmp / "base", "tokenizer_config.json", auto_map=auto_map)))
+
+
+@case("E-MODEL", "layers, the weights have")
+def config_of_a_thousand_million_layers(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, model=str(changed_config(pair.base, tmp / "base", "config.json", num_hidden_layers=10**9)))
+
+
+@case("E-MODEL", "can't be loaded")
+def config_of_layers_too_wide_for_memory(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, model=str(changed_config(pair.base, tmp / "base", "config.json", intermediate_size=2**40)))
+
+
+@case("E-SAE", "no JSON")
+def config_nested_without_end(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copytree(pair.sae_base, tmp / "sae")
+    (tmp / "sae" / "cfg.json").write_text("[" * 10**6)
+    return arguments(pair, sae=str(tmp / "sae"))
+
+
+@case("E-TEMPLATE", "more steps or memory")
+def a_template_that_does_not_end(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copytree(pair.base, tmp / "base")
+    (tmp / "base" / "chat_template.jinja").write_text("{{ 'a' * 10**10 }}")
+    return arguments(pair, model=str(tmp / "base"), chats=str(pair.chats))
+
+
+@case("E-TEMPLATE", "more steps or memory")
+def a_template_in_the_config_that_does_not_end(pair: Pair, tmp: Path) -> list[str]:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    model = changed_config(pair.base, tmp / "base", "tokenizer_config.json", chat_template=loops)
+    (model / "chat_template.jinja").unlink()
+    return arguments(pair, model=str(model), chats=str(pair.chats))
+
+
+@case("E-TEMPLATE", "'__class__' of 'str' object is unsafe")
+def a_template_that_walks_attributes(pair: Pair, tmp: Path) -> list[str]:
+    shutil.copytree(pair.base, tmp / "base")
+    (tmp / "base" / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}")
+    return arguments(pair, model=str(tmp / "base"), chats=str(pair.chats))
 
 
 @case("E-SPEC", "context size 1")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from sae_transfer.data.sandbox import Sandbox
 from sae_transfer.errors import UserError
 
 PieceKind = Literal["user_prompt", "rollout", "control_tokens", "system"]
@@ -49,8 +50,9 @@ class ChatTokenizer(Protocol):
     """What is used of a Hugging Face tokenizer here."""
 
     chat_template: Any
+    special_tokens_map: Any
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+    def get_chat_template(self) -> Any: ...
     def convert_tokens_to_ids(self, tokens: str) -> Any: ...
     def convert_ids_to_tokens(self, ids: int) -> Any: ...
 
@@ -63,7 +65,11 @@ def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
     if template == "tokenizer":
         if not tokenizer.chat_template:
             raise UserError("E-TEMPLATE", "no model's tokenizer has a chat template", "give --chat-template")
-        return lambda messages: _by_tokenizer(tokenizer, messages)
+        try:
+            sandbox = Sandbox(str(tokenizer.get_chat_template()), tokenizer.special_tokens_map)
+        except ValueError:  # several, none of them the default
+            raise UserError("E-TEMPLATE", "the tokenizer has several chat templates", "give --chat-template FILE") from None
+        return lambda messages: _by_sandbox(sandbox, messages)
     for token in SPECIAL_TOKENS.get(template, ()):
         known = tokenizer.convert_tokens_to_ids(token)
         if known is None or tokenizer.convert_ids_to_tokens(known) != token:
@@ -101,7 +107,7 @@ def _by_text(before: str, after: str, messages: Sequence[Message]) -> list[Piece
     return pieces
 
 
-def _by_tokenizer(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[Piece]:
+def _by_sandbox(sandbox: Sandbox, messages: Sequence[Message]) -> list[Piece]:
     """The tokenizer's own template. Its text around the contents is found by rendering marks in their place, and the
     pieces must then spell what it renders of the real contents: a template that rewrites them is refused."""
     asked, answer = (messages[:-1], messages[-1:]) if messages[-1].role == "assistant" else (messages, ())
@@ -109,10 +115,10 @@ def _by_tokenizer(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list
     def rendered(contents: Sequence[str]) -> str:
         conversation = [{"role": m.role, "content": c} for m, c in zip(asked, contents, strict=True)]
         try:
-            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=bool(answer))
-        except Exception as error:  # a template may raise anything, jinja2's own errors and TemplateError among them
-            raise UserError("E-TEMPLATE", f"the tokenizer's template refuses a chat ({error})", "mend the chat") from None
-        return str(text)
+            return sandbox.render(conversation, add_generation_prompt=bool(answer))
+        except Exception as error:  # a template may raise anything, MemoryError and RecursionError among them
+            what = f"the tokenizer's template refuses a chat ({str(error) or type(error).__name__:.300})"
+            raise UserError("E-TEMPLATE", what, "mend the chat, or give --chat-template FILE") from None
 
     marks = [f"\ue000{index}\ue001" for index in range(len(asked))]
     marked = rendered(marks)
