@@ -29,7 +29,7 @@ class OffsetTokenizer(Protocol):
 
 
 def read(path: Path, limit: int | None) -> list[list[Message]]:
-    """Chats of a .jsonl: `instruction` and `completion`, or `messages` of `role` and `content`.
+    """Chats of a .jsonl: `instruction` and `completion`, or `messages` of `role` and `content`; or of a published .pkl.
 
     Raises: UserError E-DATA for a file without chats or a record that is neither.
     """

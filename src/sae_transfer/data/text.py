@@ -1,4 +1,4 @@
-"""Documents and records from local files: .txt, .jsonl, .parquet; and rows of token ids. One record at a time."""
+"""Documents and records from local files: .txt, .jsonl, .parquet, .pkl; and rows of token ids. One record at a time."""
 
 import json
 import re
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sae_transfer.data.packing import ALL, NOT_UNDER_TEST, TokenData, TokenRow, whole_row
+from sae_transfer.data.pickles import published
 from sae_transfer.errors import UserError
 
 SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
@@ -65,7 +66,10 @@ def _token_row(record: dict[str, Any], index: int, where: str) -> TokenRow:
 
 
 def records(path: Path) -> Generator[dict[str, Any], None, None]:
-    """The records of a .jsonl or .parquet file. Raises UserError E-DATA where one can't be read."""
+    """The records of a .jsonl, .parquet or published .pkl file. Raises UserError E-DATA where one can't be read."""
+    if path.suffix.lower() == ".pkl":
+        yield from published(path)
+        return
     if path.suffix.lower() == ".parquet":
         try:
             with pq.ParquetFile(path) as file:

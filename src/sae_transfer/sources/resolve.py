@@ -23,7 +23,12 @@ from sae_transfer.specs import TEMPLATES, DataRef, ModelRef, SaeRef
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
 MOST_INDEX = 2**26
 """Bytes of a weight index: those of models with 140,000 tensors have a quarter of it."""
-DATA_SUFFIXES = {"text": (".txt", ".jsonl", ".parquet"), "chats": (".jsonl",), "rows": (".jsonl", ".parquet")}
+DATA_SUFFIXES = {
+    "text": (".txt", ".jsonl", ".parquet"),
+    "chats": (".jsonl", ".pkl"),
+    "rows": (".jsonl", ".parquet"),
+    "instructions": (".jsonl", ".parquet", ".pkl"),
+}
 
 
 @dataclass(frozen=True)
