@@ -1,6 +1,6 @@
 """A model cut in two is the model: real transformers models from a config, compared with their own forward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,10 +31,17 @@ def close(found: Tensor, expected: Tensor, within: float = 1e-5) -> None:
 @contextmanager
 def arriving(split: SplitModel, boundary: int, resid: Tensor) -> Iterator[None]:
     """PyTorch's own hooks put a residual into the whole model: the slow way that the cut must equal."""
+    with arriving_from(split, boundary, lambda _: resid):
+        yield
+
+
+@contextmanager
+def arriving_from(split: SplitModel, boundary: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """The same with what is made of the residual that was there."""
     if boundary < N_LAYERS:
-        handle = split.layers[boundary].register_forward_pre_hook(lambda _, args: (resid, *args[1:]))
+        handle = split.layers[boundary].register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
     else:
-        handle = split.layers[-1].register_forward_hook(lambda *_: resid)
+        handle = split.layers[-1].register_forward_hook(lambda *called: change(called[2]))
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """Replace or zero chosen positions of a residual; distances of vectors. Pure."""
 
+from collections.abc import Callable
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -12,6 +14,16 @@ def splice(resid: Residual, at: Positions, replacement: Float[Tensor, "at d_mode
     spliced = resid.clone()
     spliced[at] = replacement.to(resid.dtype)
     return spliced
+
+
+def reconstructed(resid: Residual, reconstruct: Callable[[Tensor], Tensor], factor: float, threshold: float | None) -> Residual:
+    """`resid` with every position that is no outlier replaced by its reconstruction, which is made of scaled activations.
+
+    `threshold` is unscaled, as in `outliers`.
+    """
+    under = resid.float()
+    kept = ~outliers(under.norm(dim=-1), threshold)
+    return splice(resid, kept, reconstruct(under[kept] * factor) / factor)
 
 
 def zero(resid: Residual, at: Positions) -> Residual:

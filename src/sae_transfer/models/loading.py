@@ -51,7 +51,7 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
     try:
         split = SplitModel(loaded.to(device), name)
         _check_whole(split, info["unexpected_keys"])
-        if max(boundaries) > split.n_layers:
+        if max(boundaries, default=0) > split.n_layers:
             what = f"an SAE sits behind layer {split.n_layers - 1}, the last of model {name}"
             raise UserError("E-LAYER", what, "choose an SAE of this model or of one as deep")
         split.check(boundaries)

@@ -151,6 +151,15 @@ class SplitModel:
             setattr(parent, attribute, self.stack)
         return logits[0].float()
 
+    @contextmanager
+    def changed(self, boundary: int, change: Callable[[Residual], Residual]) -> Iterator[None]:
+        """Inside, every pass of the whole model goes on from what `change` makes of the residual at the boundary."""
+        layer = min(boundary, self.n_layers - 1)
+        proxy = _Layer(self.layers[layer], self.values)
+        proxy.__dict__["before" if boundary < self.n_layers else "after"] = change
+        with self._swapped({layer: proxy}):
+            yield
+
     def _taps(self, boundaries: Iterable[int]) -> tuple[dict[int, Residual], dict[int, _Layer]]:
         residuals: dict[int, Residual] = {}
         swaps: dict[int, _Layer] = {}
