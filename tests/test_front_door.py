@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sae_transfer
-from sae_transfer import evaluate
+from sae_transfer import evaluate, rollouts
 from sae_transfer.cli import measuring
 from tests.conftest import Pair
 from tests.running import fresh, run
@@ -43,7 +43,7 @@ def test_public_names_are_those_of_the_map_and_the_docs() -> None:
         _ = sae_transfer.nothing
 
 
-@pytest.mark.parametrize("args", [["--help"], ["evaluate", "--help"], ["show", "--help"]])
+@pytest.mark.parametrize("args", [["--help"], ["evaluate", "--help"], ["rollouts", "--help"], ["show", "--help"]])
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
     """--help is there before a tensor library could be."""
     assert loaded_by(*args) == "[]"
@@ -100,3 +100,9 @@ def test_the_command_line_has_the_options_and_defaults_of_the_function() -> None
     assert shell.pop("token_kinds").split(",") == list(python.pop("token_kinds"))
     renamed = {"models": "model", "saes": "sae"}
     assert {renamed.get(name, name): default for name, default in python.items() if name != "progress"} == shell
+
+
+def test_rollouts_has_the_options_and_defaults_of_its_function() -> None:
+    """The same names and defaults on both sides."""
+    python, shell = (inspect.signature(function).parameters.values() for function in (rollouts, measuring.rollouts))
+    assert {p.name: p.default for p in python if p.name != "progress"} == {p.name: p.default for p in shell}

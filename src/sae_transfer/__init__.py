@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from sae_transfer.report.run import Run as Run
     from sae_transfer.workflows.demo import demo as demo
     from sae_transfer.workflows.evaluate import evaluate as evaluate
+    from sae_transfer.workflows.rollouts import rollouts as rollouts
 
 _HOME = {
     "Run": "sae_transfer.report.run",
     "UserError": "sae_transfer.errors",
     "demo": "sae_transfer.workflows.demo",
     "evaluate": "sae_transfer.workflows.evaluate",
+    "rollouts": "sae_transfer.workflows.rollouts",
 }
 
-__all__ = ["Run", "UserError", "demo", "evaluate"]
+__all__ = ["Run", "UserError", "demo", "evaluate", "rollouts"]
 
 
 def __getattr__(name: str) -> Any:

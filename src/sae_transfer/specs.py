@@ -21,7 +21,7 @@ TEMPLATES = ("tokenizer", "qwen", "mistral", "gemma")
 DTYPES = ("float32", "bfloat16", "float16")
 
 TokenKind = Literal["all", "user_prompt", "rollout", "control_tokens", "system"]
-DataKind = Literal["text", "chats", "rows"]
+DataKind = Literal["text", "chats", "rows", "instructions"]
 
 
 @dataclass(frozen=True, order=True)
@@ -150,26 +150,51 @@ class EvaluateSpec:
         for kind in self.token_kinds:
             if kind not in TOKEN_KINDS:
                 raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
-        if self.dtype not in DTYPES:
-            raise UserError("E-OPTION", f"--dtype {self.dtype!r} is not known", f"choose from {', '.join(DTYPES)}")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise UserError("E-OPTION", f"--device {self.device!r} is not known", "give auto, cpu, mps, cuda or cuda:N")
+        _machine(self.dtype, self.device)
         _positive("--norm-scaling-factor", self.norm_scaling_factor)
         _positive("--outlier-threshold", self.outlier_threshold)
-        for option, value, least in (
-            ("--batch-size", self.batch_size, 1),
-            ("--max-documents", self.max_documents, 1),
-            ("--context-size", self.context_size, 2),
-            ("--activation-cache", self.activation_cache, 0),
-        ):
-            if value is not None and (not isinstance(value, int) or not least <= value <= MOST):
-                raise UserError("E-OPTION", f"{option} {value!r} makes no sense", f"give a whole number from {least} to {MOST}")
+        _whole("--batch-size", self.batch_size, 1)
+        _whole("--max-documents", self.max_documents, 1)
+        _whole("--context-size", self.context_size, 2)
+        _whole("--activation-cache", self.activation_cache, 0)
 
     def own_model(self, sae: SaeRef) -> str | None:
         """The model that an SAE belongs to: the one it names, else the one of the same NAME, else None."""
         if sae.own_model is not None:
             return sae.own_model
         return sae.name if sae.name in {ref.name for ref in self.models} else None
+
+
+@dataclass(frozen=True)
+class RolloutsSpec:
+    """Everything that decides a file of rollouts. Raises UserError (E-SPEC, E-OPTION) where it contradicts itself."""
+
+    model: ModelRef
+    instructions: DataRef
+    out: Path
+    chat_template: str = "tokenizer"
+    max_tokens: int = 64
+    batch_size: int = 8
+    splice: SaeRef | None = None
+    norm_scaling_factor: Literal["auto", "saelens"] | float = "auto"
+    outlier_threshold: Literal["auto", "off"] | float = "auto"
+    max_documents: int | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".jsonl":
+            raise UserError("E-OPTION", f"--out {str(self.out)!r} is no .jsonl file", "give one, which --chats can read")
+        if self.splice is None and (self.norm_scaling_factor, self.outlier_threshold) != ("auto", "auto"):
+            raise UserError(
+                "E-SPEC", "a norm scaling factor or outlier threshold without an SAE scales nothing", "give --splice"
+            )
+        _machine(self.dtype, self.device)
+        _positive("--norm-scaling-factor", self.norm_scaling_factor)
+        _positive("--outlier-threshold", self.outlier_threshold)
+        _whole("--max-tokens", self.max_tokens, 1)
+        _whole("--batch-size", self.batch_size, 1)
+        _whole("--max-documents", self.max_documents, 1)
 
 
 def choice_or_number(option: str, value: str | float, choices: Iterable[str]) -> str | float:
@@ -181,6 +206,18 @@ def choice_or_number(option: str, value: str | float, choices: Iterable[str]) ->
         return float(value)
     except (ValueError, TypeError):
         raise UserError("E-OPTION", f"{option} {value!r} is no number", f"give {', '.join(allowed)} or a number") from None
+
+
+def _machine(dtype: str, device: str) -> None:
+    if dtype not in DTYPES:
+        raise UserError("E-OPTION", f"--dtype {dtype!r} is not known", f"choose from {', '.join(DTYPES)}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UserError("E-OPTION", f"--device {device!r} is not known", "give auto, cpu, mps, cuda or cuda:N")
+
+
+def _whole(option: str, value: int | None, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or not least <= value <= MOST):
+        raise UserError("E-OPTION", f"{option} {value!r} makes no sense", f"give a whole number from {least} to {MOST}")
 
 
 def _positive(option: str, value: str | float) -> None:

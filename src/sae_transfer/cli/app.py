@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("demo")(measuring.demo)
 app.command("evaluate")(measuring.evaluate)
+app.command("rollouts")(measuring.rollouts)
 app.command("show")(reading.show)
 
 

@@ -22,7 +22,9 @@ def evaluate(
     model: Annotated[Many, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
     sae: Annotated[Many, Option(metavar=SAE, help="SAELens folder; MODEL is its own model, else that of the same NAME.")],
     text: Annotated[Many | None, Option(metavar=FILE, help="Documents: .txt, .jsonl or .parquet.")] = None,
-    chats: Annotated[Many | None, Option(metavar=FILE, help=".jsonl of instruction + completion, or messages.")] = None,
+    chats: Annotated[
+        Many | None, Option(metavar=FILE, help=".jsonl of instruction + completion, or messages; a published .pkl.")
+    ] = None,
     rows: Annotated[Many | None, Option(metavar=FILE, help="Token ids, never repacked: .jsonl or .parquet.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Run directory; default: one under runs/.")] = None,
     chat_template: Annotated[str, Option(help="tokenizer, qwen, mistral, gemma, or a file with {instruction}.")] = "tokenizer",
@@ -93,3 +95,56 @@ def _say_if_old(run: "Run", began: datetime) -> None:
     finished = run.manifest.sessions[-1].finished
     if finished is not None and finished < began:
         echo(f"already measured, finished {finished:%Y-%m-%d %H:%M} UTC: nothing was run", err=True)
+
+
+def rollouts(
+    model: Annotated[str, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
+    instructions: Annotated[
+        str, Option("--instructions", "--chats", metavar="FILE", help=".jsonl or .parquet of instruction.")
+    ],
+    out: Annotated[Path, Option("--out", "-o", help="The .jsonl of instruction + completion, which --chats reads.")],
+    chat_template: Annotated[str, Option(help="tokenizer, qwen, mistral, gemma, or a file with {instruction}.")] = "tokenizer",
+    max_tokens: Annotated[int, Option(help="Of an answer; one ends before them at an end token.")] = 64,
+    batch_size: Annotated[int, Option(help="Answers that are generated together.")] = 8,
+    splice: Annotated[str | None, Option(metavar="[NAME=]SOURCE", help="SAE that stands in the stream at every token.")] = None,
+    norm_scaling_factor: Annotated[str, Option(help="Of the SAE: auto, saelens, or a number.")] = "auto",
+    outlier_threshold: Annotated[
+        str, Option(help="Above it the SAE lets pass: auto, off, or a number (scaled norm).")
+    ] = "auto",
+    max_documents: Annotated[int | None, Option(help="Only the first N instructions.")] = None,
+    dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Let a model answer instructions greedily; the file of its answers is what evaluate takes as --chats.
+
+    The same command goes on with a file that was cut off.
+    """
+    from sae_transfer.cli.progress import for_terminal
+    from sae_transfer.workflows import rollouts as workflow
+
+    with for_terminal() as progress:
+        done = workflow.rollouts(
+            model,
+            instructions,
+            out=out,
+            chat_template=chat_template,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            splice=splice,
+            norm_scaling_factor=norm_scaling_factor,
+            outlier_threshold=outlier_threshold,
+            max_documents=max_documents,
+            dtype=dtype,
+            device=device,
+            progress=progress,
+        )
+    echo(str(done.path))
+    if done.left_out:
+        echo(
+            f"{done.left_out:,} instructions were left out: with {max_tokens} tokens more they exceed the model's limit",
+            err=True,
+        )
+    if done.with_input:
+        echo(f"{done.with_input:,} records were left out: they have an input besides their instruction", err=True)
+    made = f"{done.made:,} of {done.count:,} rollouts generated" if done.made else f"{done.count:,} rollouts were already there"
+    echo(made if done.made else f"{made}: nothing was run", err=True)

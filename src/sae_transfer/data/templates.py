@@ -44,14 +44,19 @@ SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
 }
 """Tokens that a published template is written with: a tokenizer that splits them renders another text."""
 
+END_OF_TURN: dict[str, str] = {"qwen": "<|im_end|>", "gemma": "<end_of_turn>"}
+"""What ends an answer in a published template; Mistral's ends with the tokenizer's end-of-text token alone."""
+
 
 @runtime_checkable
 class ChatTokenizer(Protocol):
     """What is used of a Hugging Face tokenizer here."""
 
     chat_template: Any
+    eos_token_id: Any
     special_tokens_map: Any
 
+    def get_added_vocab(self) -> dict[str, int]: ...
     def get_chat_template(self) -> Any: ...
     def convert_tokens_to_ids(self, tokens: str) -> Any: ...
     def convert_ids_to_tokens(self, ids: int) -> Any: ...
@@ -88,6 +93,28 @@ def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
         raise UserError("E-TEMPLATE", f"{template} holds {text.count('{instruction}')} {{instruction}}", "it must hold one")
     before, after = text.split("{instruction}")
     return lambda messages: _by_text(before, after, messages)
+
+
+def end_tokens(template: str, tokenizer: ChatTokenizer) -> set[int]:
+    """Tokens that end an answer: the tokenizer's end-of-text token, and the one that the template writes behind an answer.
+
+    In the tokenizer's own template that is the added token which comes first behind the answer, if one does.
+    """
+    found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    if template == "tokenizer":
+        mark = "\ue000\ue001"
+        conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+        try:
+            text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+        except Exception:  # a template may raise anything; one that takes no answer has no end of one
+            text = ""
+        behind = text.rpartition(mark)[2].lstrip()
+        return found | {
+            token for spelled, token in tokenizer.get_added_vocab().items() if spelled and behind.startswith(spelled)
+        }
+    if template in END_OF_TURN:
+        found.add(int(tokenizer.convert_tokens_to_ids(END_OF_TURN[template])))
+    return found
 
 
 def _by_text(before: str, after: str, messages: Sequence[Message]) -> list[Piece]:

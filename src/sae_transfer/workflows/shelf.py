@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sae_transfer.errors import UserError
-from sae_transfer.specs import EvaluateSpec
+from sae_transfer.specs import EvaluateSpec, RolloutsSpec
 from sae_transfer.workflows.prepare import Resolved
 from sae_transfer.workflows.progress import Progress
 
@@ -32,7 +32,7 @@ class Shelf:
         return self._held
 
 
-def device(spec: EvaluateSpec) -> str:
+def device(spec: EvaluateSpec | RolloutsSpec) -> str:
     """The device that `--device` means. Raises UserError E-OPTION where this machine has none such."""
     import torch
 
