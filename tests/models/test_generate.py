@@ -12,7 +12,7 @@ from sae_transfer.errors import UserError
 from sae_transfer.models.generate import end_tokens, greedy
 from sae_transfer.models.split import SplitModel
 from tests.models.test_split import arriving_from
-from tests.models.tiny import FAMILIES, N_LAYERS, VOCAB, WIDTH, tiny
+from tests.models.tiny import CONFIGS, N_LAYERS, VOCAB, WIDTH, tiny
 
 LENGTHS = (3, 17, 9, 1)
 """Of prompts: longer and shorter than the sliding window, padded and not."""
@@ -45,7 +45,7 @@ def some_ends(model: Any) -> set[int]:
     return {one_by_one(model, prompts()[:1], set())[0][4], 0}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_batched_rollouts_are_those_of_one_prompt_at_a_time(name: str) -> None:
     """Same tokens for every family, with rollouts that end and rollouts that don't."""
     model = tiny(name)

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(pair: Pair, tmp_path: P
     assert err.endswith(f"[{code}]\n"), err
     assert {path.name for path in tmp_path.iterdir()} == {"folder.jsonl", "bare", "wide"}
     assert pair.chats.read_bytes() == before
+
+
+def test_golden_answers_of_a_real_model(golden: Callable[[str], Path], smollm2: Path, tmp_path: Path) -> None:
+    """SmolLM2's greedy answers to the first Alpaca instructions are those that were generated without this project."""
+    out, expected = tmp_path / "r.jsonl", golden("smollm2") / "rollouts.jsonl"
+    options: dict[str, Any] = {"chat_template": "qwen", "max_tokens": 48, "max_documents": 4}
+    sae_transfer.rollouts(str(smollm2), expected, out=out, **options)
+    assert lines(out) == lines(expected)[:4]
