@@ -56,7 +56,7 @@ def test_batched_rollouts_are_those_of_one_prompt_at_a_time(name: str) -> None:
 
 
 class Autoencoder:
-    """A random ReLU autoencoder of scaled activations: enough of an SAE to change what is said."""
+    """A random ReLU autoencoder, with a bias, of scaled activations: enough of an SAE to change what is said."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -64,7 +64,7 @@ class Autoencoder:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The reconstruction."""
-        reconstruction: Tensor = (x @ self.encoder).relu() @ self.decoder
+        reconstruction: Tensor = (x @ self.encoder + 0.5).relu() @ self.decoder
         return reconstruction
 
 

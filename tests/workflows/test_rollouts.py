@@ -136,6 +136,21 @@ def test_a_killed_file_resumes_to_the_same_bytes(pair: Pair, asked: Path, tmp_pa
     assert origin_path(out).read_bytes() == begun
 
 
+def test_rollouts_go_on_with_the_scale_that_they_began_with(pair: Pair, tmp_path: Path) -> None:
+    """It is read from the file beside them, not calibrated again on what is asked now."""
+    begun, given = tmp_path / "begun.jsonl", tmp_path / "given.jsonl"
+    options: dict[str, Any] = {"max_tokens": 6, "splice": str(pair.sae_base)}
+    sae_transfer.rollouts(str(pair.base), pair.chats, out=begun, **options)
+    calibrated, origin = begun.read_bytes(), json.loads(origin_path(begun).read_text())
+    origin["noted"]["scale"] |= {"factor": 3.0, "threshold": None}
+    origin_path(begun).write_text(json.dumps(origin))
+    begun.write_bytes(b"")
+    sae_transfer.rollouts(str(pair.base), pair.chats, out=begun, **options)
+    number: dict[str, Any] = {"norm_scaling_factor": 3.0, "outlier_threshold": "off"}
+    sae_transfer.rollouts(str(pair.base), pair.chats, out=given, **options, **number)
+    assert calibrated != begun.read_bytes() == given.read_bytes()
+
+
 def test_finished_rollouts_are_reused_and_more_can_be_asked_for(pair: Pair, tmp_path: Path) -> None:
     """The same command runs nothing and says so; a larger --max-documents goes on; a smaller one is refused."""
     out = tmp_path / "r.jsonl"
