@@ -105,7 +105,8 @@ def end_tokens(template: str, tokenizer: ChatTokenizer) -> set[int]:
         mark = "\ue000\ue001"
         conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
         try:
-            text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+            sandbox = Sandbox(str(tokenizer.get_chat_template()), tokenizer.special_tokens_map)
+            text = sandbox.render(conversation, add_generation_prompt=False)
         except Exception:  # a template may raise anything; one that takes no answer has no end of one
             text = ""
         behind = text.rpartition(mark)[2].lstrip()
