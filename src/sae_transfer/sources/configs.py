@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ D_MODEL = ("hidden_size", "n_embd", "d_model")
 N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
+BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
+"""SAELens's training checkpoints that are no SAEs yet: `save_inference_model` turns their threshold into JumpReLU's."""
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 PROMPT_LEARNING = re.compile(r"PROMPT|PREFIX|P_TUNING|CPT|CARTRIDGE", re.IGNORECASE)
 
@@ -123,10 +125,6 @@ def sae_facts(folder: Path) -> SaeFacts:
         context_size=_first_int(cfg, ("context_size",), where, "E-SAE"),
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
     )
-    kwargs = cfg.get("model_from_pretrained_kwargs")
-    if isinstance(kwargs, dict) and kwargs.get("center_writing_weights"):
-        what = f"{where}: the SAE was trained on centred weights (center_writing_weights), the models here are as published"
-        raise UserError("E-SAE", what, "choose an SAE trained without")
     shapes = tensor_shapes(folder / "sae_weights.safetensors", "E-SAE")
     for name, shape in (("W_enc", (facts.d_in, facts.d_sae)), ("W_dec", (facts.d_sae, facts.d_in))):
         if shapes.get(name) != shape:
@@ -156,6 +154,9 @@ def _architecture(cfg: Mapping[str, Any], where: str) -> str:
     activation = str(cfg.get("activation_fn", cfg.get("activation_fn_str", "relu")))
     if name == "standard" and activation == "topk":
         name = "topk"
+    if name in BY_BATCH:
+        what = f"{where}: a {name} SAE as it is trained chooses its features over a whole batch"
+        raise UserError("E-SAE", what, "save it with SAELens's save_inference_model, as a JumpReLU SAE with its threshold")
     if name not in ARCHITECTURES:
         raise UserError("E-SAE", f"{where}: architecture {name!r} is not supported", f"use {', '.join(ARCHITECTURES)}")
     if name == "topk":
@@ -181,7 +182,8 @@ def _hook_point(cfg: Mapping[str, Any], where: str) -> HookPoint:
     layer = cfg.get("hook_layer", cfg.get("hook_point_layer"))
     if layer is not None and layer != hook.layer:
         raise UserError("E-HOOK", f"{where}: hook_name {name} and hook_layer {layer} disagree", "mend the config")
-    return hook
+    kwargs = cfg.get("model_from_pretrained_kwargs")
+    return replace(hook, centred=bool(isinstance(kwargs, dict) and kwargs.get("center_writing_weights")))
 
 
 def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
