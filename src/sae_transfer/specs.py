@@ -26,10 +26,14 @@ DataKind = Literal["text", "chats", "rows"]
 
 @dataclass(frozen=True, order=True)
 class HookPoint:
-    """A place in the residual stream: before (`resid_pre`) or after (`resid_post`) a layer, layers counted from 0."""
+    """A place in the residual stream: before (`resid_pre`) or after (`resid_post`) a layer, layers counted from 0.
+
+    `centred`: what is seen there lacks its mean over d_model, as in TransformerLens with `center_writing_weights`.
+    """
 
     layer: int
     site: Literal["resid_pre", "resid_post"]
+    centred: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "HookPoint":
@@ -43,7 +47,7 @@ class HookPoint:
             return cls(int(match[1]), "resid_post")
         raise UserError(
             "E-HOOK",
-            f"hook point {name!r} is not a residual-stream hook point",
+            f"hook point {name!r} is not a residual-stream hook point, where alone the model is cut exactly",
             "choose an SAE at blocks.L.hook_resid_pre or blocks.L.hook_resid_post",
         )
 
@@ -53,7 +57,7 @@ class HookPoint:
         return self.layer + (self.site == "resid_post")
 
     def __str__(self) -> str:
-        return f"blocks.{self.layer}.hook_{self.site}"
+        return f"blocks.{self.layer}.hook_{self.site}" + (" (centred)" if self.centred else "")
 
 
 @dataclass(frozen=True)

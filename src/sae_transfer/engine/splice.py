@@ -1,10 +1,21 @@
-"""Replace or zero chosen positions of a residual; distances of vectors. Pure."""
+"""See a residual as an SAE does, replace or zero chosen positions of it; distances of vectors. Pure."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 Residual = Float[Tensor, "batch pos d_model"]
 Positions = Bool[Tensor, "batch pos"]
+Activations = Float[Tensor, "*shape d_model"]
+
+
+def seen(resid: Float[Tensor, "*shape d_model"], centred: bool) -> tuple[Activations, Float[Tensor, "*shape 1"]]:
+    """What an SAE sees of a residual, in float32, and what must be added to its reconstruction: the mean over d_model where
+    it sees centred activations, else 0."""
+    x = resid.float()
+    if not centred:
+        return x, x.new_zeros(*x.shape[:-1], 1)
+    mean = x.mean(-1, keepdim=True)
+    return x - mean, mean
 
 
 def splice(resid: Residual, at: Positions, replacement: Float[Tensor, "at d_model"]) -> Residual:
