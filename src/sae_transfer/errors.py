@@ -7,6 +7,7 @@ CODES: dict[str, str] = {
     "E-HUB": "the Hugging Face Hub could not be reached or refused",
     "E-MODEL": "a model can't be read, can't be cut, or does not work as its config says",
     "E-SAE": "an SAE can't be read or is not what its config says",
+    "E-PICKLE": "a checkpoint is a pickle, and --allow-pickle is not given",
     "E-WIDTH": "an SAE's width is not the model's",
     "E-LAYER": "an SAE's layer does not exist in the model",
     "E-HOOK": "a hook point is not supported or contradicts hook_layer",

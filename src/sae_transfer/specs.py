@@ -141,6 +141,7 @@ class EvaluateSpec:
     dtype: str = "float32"
     device: str = field(default="auto", compare=False)
     activation_cache: int = field(default=2_000_000_000, compare=False)
+    allow_pickle: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind, refs in (("--model", self.models), ("--sae", self.saes), ("--text, --chats or --rows", self.data)):

@@ -8,7 +8,8 @@ import pytest
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import resolve
-from sae_transfer.sources.configs import ModelFacts, check_adapter, check_fits, gguf_facts, model_facts, sae_facts
+from sae_transfer.sources.configs import ModelFacts, check_adapter, check_fits, gguf_facts, model_facts
+from sae_transfer.sources.formats import sae_facts
 from sae_transfer.specs import HookPoint, ModelRef, SaeRef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, VOCAB, Pair, write_jsonl
 

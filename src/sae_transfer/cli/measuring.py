@@ -12,6 +12,7 @@ Many = list[str]
 SOURCE = "[NAME=]SOURCE[+ADAPTER]"
 SAE = "[NAME[@MODEL]=]SOURCE"
 FILE = "[NAME=]FILE"
+PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run code, though only tensors are let through."
 
 
 def evaluate(
@@ -32,6 +33,7 @@ def evaluate(
     dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
+    allow_pickle: Annotated[bool, Option("--allow-pickle", help=PICKLE)] = False,
 ) -> None:
     """Measure every SAE on every model and data set, and print the transfer matrix.
 
@@ -61,6 +63,7 @@ def evaluate(
             dtype=dtype,
             device=device,
             activation_cache=activation_cache,
+            allow_pickle=allow_pickle,
             progress=progress,
         )
     show_run(run, "table")

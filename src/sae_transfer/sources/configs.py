@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class SaeFacts:
     prepend_bos: bool
     context_size: int | None
     trained_on: str | None
+    folded: float | None = None
+    """A norm scaling factor that SAELens's release table says and its weights don't hold yet."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What SAELens's release table says in place of the config."""
 
     @property
     def wants_scaling(self) -> bool:
@@ -61,10 +65,10 @@ def model_facts(config: Mapping[str, Any], where: str) -> ModelFacts:
     text = {**config, **nested} if isinstance(nested, dict) else config
     return ModelFacts(
         model_type=str(text.get("model_type", "unknown")),
-        d_model=_first_int(text, D_MODEL, where, "E-MODEL"),
-        n_layers=_first_int(text, N_LAYERS, where, "E-MODEL"),
-        vocab_size=_first_int(text, ("vocab_size",), where, "E-MODEL"),
-        max_positions=_first_int(text, MAX_POSITIONS, where, "E-MODEL"),
+        d_model=first_int(text, D_MODEL, where, "E-MODEL"),
+        n_layers=first_int(text, N_LAYERS, where, "E-MODEL"),
+        vocab_size=first_int(text, ("vocab_size",), where, "E-MODEL"),
+        max_positions=first_int(text, MAX_POSITIONS, where, "E-MODEL"),
     )
 
 
@@ -105,31 +109,36 @@ def check_adapter(folder: Path) -> None:
         raise UserError("E-MODEL", f"adapter {folder} is {kind}, which adds virtual tokens", "use a LoRA-like adapter")
 
 
-def sae_facts(folder: Path) -> SaeFacts:
+def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
     """Facts of a SAELens folder (3.x to 6.x), its weights' shapes checked against them.
 
     Raises: UserError E-SAE, E-HOOK.
     """
     config = read_json(folder / "cfg.json", "E-SAE")
     metadata = config.get("metadata")
-    cfg = {**config, **metadata} if isinstance(metadata, dict) else config
+    cfg = {**config, **(metadata if isinstance(metadata, dict) else {}), **overrides}
     where = str(folder / "cfg.json")
     facts = SaeFacts(
         format="saelens",
         architecture=_architecture(cfg, where),
-        d_in=_required_int(cfg, "d_in", where),
-        d_sae=_required_int(cfg, "d_sae", where),
+        d_in=required_int(cfg, "d_in", where),
+        d_sae=required_int(cfg, "d_sae", where),
         hook_point=_hook_point(cfg, where),
         normalize_activations=_normalization(cfg, where),
         prepend_bos=_flag(cfg, "prepend_bos", True, where),
-        context_size=_first_int(cfg, ("context_size",), where, "E-SAE"),
+        context_size=first_int(cfg, ("context_size",), where, "E-SAE"),
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
     )
-    shapes = tensor_shapes(folder / "sae_weights.safetensors", "E-SAE")
-    for name, shape in (("W_enc", (facts.d_in, facts.d_sae)), ("W_dec", (facts.d_sae, facts.d_in))):
+    wanted = {"W_enc": (facts.d_in, facts.d_sae), "W_dec": (facts.d_sae, facts.d_in)}
+    check_shapes(wanted, tensor_shapes(folder / "sae_weights.safetensors", "E-SAE"), where)
+    return facts
+
+
+def check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """A config's shapes against the weights'. Raises UserError E-SAE."""
+    for name, shape in wanted.items():
         if shapes.get(name) != shape:
             raise UserError("E-SAE", f"{where} says {name} {shape}, the weights have {shapes.get(name)}", "mend the config")
-    return facts
 
 
 def check_fits(sae: str, facts: SaeFacts, model: str, shape: ModelFacts) -> None:
@@ -161,7 +170,7 @@ def _architecture(cfg: Mapping[str, Any], where: str) -> str:
         raise UserError("E-SAE", f"{where}: architecture {name!r} is not supported", f"use {', '.join(ARCHITECTURES)}")
     if name == "topk":
         kwargs = cfg.get("activation_fn_kwargs")
-        _required_int({**(kwargs if isinstance(kwargs, dict) else {}), **cfg}, "k", where)  # sae-lens would take 100
+        required_int({**(kwargs if isinstance(kwargs, dict) else {}), **cfg}, "k", where)  # sae-lens would take 100
     elif activation != "relu":
         raise UserError("E-SAE", f"{where}: a {name} SAE with activation {activation!r} can't be loaded exactly", "use relu")
     return name
@@ -193,14 +202,14 @@ def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     return bool(value)
 
 
-def _required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:
-    value = _first_int(cfg, (key,), where, "E-SAE")
+def required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:
+    value = first_int(cfg, (key,), where, "E-SAE")
     if value is None:
         raise UserError("E-SAE", f"{where} has no {key}", "give a SAELens SAE")
     return value
 
 
-def _first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str, code: str) -> int | None:
+def first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str, code: str) -> int | None:
     for key in keys:
         value = cfg.get(key)
         if value is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import hub, local
-from sae_transfer.sources.configs import ModelFacts, SaeFacts, check_adapter, gguf_facts, model_facts, sae_facts
+from sae_transfer.sources.configs import ModelFacts, SaeFacts, check_adapter, gguf_facts, model_facts
+from sae_transfer.sources.formats import FORMATS, sae_facts
 from sae_transfer.specs import TEMPLATES, DataRef, ModelRef, SaeRef
 
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
@@ -70,13 +71,13 @@ def model(ref: ModelRef) -> ResolvedModel:
     return ResolvedModel(ref, base, adapter, facts)
 
 
-def sae(ref: SaeRef) -> ResolvedSae:
-    """Find an SAE's folder. Raises UserError E-PATH, E-SAE, E-HOOK."""
+def sae(ref: SaeRef, allow_pickle: bool = False) -> ResolvedSae:
+    """Find an SAE's folder. Raises UserError E-PATH, E-SAE, E-HOOK; E-PICKLE for a pickled one that is not allowed."""
     path = local.existing(ref.source, "SAE")
     if not path.is_dir():
         raise UserError("E-PATH", f"SAE {ref.source!r} is no folder", "give the folder that holds cfg.json")
-    facts = sae_facts(path)
-    files = local.hashes([path / "cfg.json", path / "sae_weights.safetensors"], path)
+    facts = sae_facts(path, allow_pickle)
+    files = local.hashes([path / name for name in FORMATS[facts.format].files], path)
     return ResolvedSae(ref, Located(path, None, files), facts)
 
 
