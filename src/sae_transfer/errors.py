@@ -5,6 +5,7 @@ CODES: dict[str, str] = {
     "E-SPEC": "what was asked contradicts itself: a name twice, nothing to measure, an unknown name",
     "E-PATH": "a file or folder is missing or is not of the kind that is needed",
     "E-HUB": "the Hugging Face Hub could not be reached or refused",
+    "E-WANDB": "a W&B artifact could not be had",
     "E-MODEL": "a model can't be read, can't be cut, or does not work as its config says",
     "E-SAE": "an SAE can't be read or is not what its config says",
     "E-PICKLE": "a checkpoint is a pickle, and --allow-pickle is not given",

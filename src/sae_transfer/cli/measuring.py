@@ -12,12 +12,16 @@ Many = list[str]
 SOURCE = "[NAME=]SOURCE[+ADAPTER]"
 SAE = "[NAME[@MODEL]=]SOURCE"
 FILE = "[NAME=]FILE"
+SAES = (
+    "Folder; SAELens's release:sae_id; hf:org/repo[/path][@revision]; wandb:entity/project/artifact:version. "
+    "MODEL is its own model, else that of the same NAME."
+)
 PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run code, though only tensors are let through."
 
 
 def evaluate(
     model: Annotated[Many, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
-    sae: Annotated[Many, Option(metavar=SAE, help="SAELens folder; MODEL is its own model, else that of the same NAME.")],
+    sae: Annotated[Many, Option(metavar=SAE, help=SAES)],
     text: Annotated[Many | None, Option(metavar=FILE, help="Documents: .txt, .jsonl or .parquet.")] = None,
     chats: Annotated[Many | None, Option(metavar=FILE, help=".jsonl of instruction + completion, or messages.")] = None,
     rows: Annotated[Many | None, Option(metavar=FILE, help="Token ids, never repacked: .jsonl or .parquet.")] = None,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources.configs import SaeFacts, check_shapes, first_int, required_int, saelens_facts
@@ -28,11 +28,13 @@ CONTEXT = 1024
 
 @dataclass(frozen=True)
 class Format:
-    """The files of a format, the last of which no other has; what they say; and whether the weights are a pickle."""
+    """The files of a format, the last of which no other has; what they say; whether the weights are a pickle; and files
+    that are read where they exist."""
 
     files: tuple[str, ...]
     facts: Callable[[Path, Mapping[str, Any]], SaeFacts]
     pickled: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def sae_facts(folder: Path, allow_pickle: bool = False, overrides: Mapping[str, Any] | None = None) -> SaeFacts:
@@ -40,10 +42,9 @@ def sae_facts(folder: Path, allow_pickle: bool = False, overrides: Mapping[str, 
 
     Raises: UserError E-SAE, E-HOOK; E-PICKLE where the weights are a pickle and that is not allowed.
     """
-    found = FORMATS[recognised(folder)]
+    found = FORMATS[recognised(folder) or "saelens"]  # whose message says what is missing
     if found.pickled and not allow_pickle:
-        what = f"{folder / found.files[-1]} is a pickle, which can run code when it is opened"
-        raise UserError("E-PICKLE", what, "give --allow-pickle if you trust who made it: only tensors are then let through")
+        refuse_pickle(str(folder / found.files[-1]))
     said = dict(overrides or {})
     factor = said.pop("norm_scaling_factor", None)
     facts = found.facts(folder, said)
@@ -52,9 +53,20 @@ def sae_facts(folder: Path, allow_pickle: bool = False, overrides: Mapping[str, 
     return replace(facts, folded=float(factor), normalize_activations="none")
 
 
-def recognised(folder: Path) -> str:
-    """The format that a folder holds; SAELens's where there is no telling, for its message then says what is missing."""
-    return next((name for name, form in FORMATS.items() if (folder / form.files[-1]).exists()), "saelens")
+def recognised(folder: Path) -> str | None:
+    """The format that a folder holds, or None."""
+    return next((name for name, form in FORMATS.items() if (folder / form.files[-1]).exists()), None)
+
+
+def refuse_pickle(file: str) -> NoReturn:
+    """Raises UserError E-PICKLE."""
+    what = f"{file} is a pickle, which can run code when it is opened"
+    raise UserError("E-PICKLE", what, "give --allow-pickle if you trust who made it: only tensors are then let through")
+
+
+def files(pickled: bool) -> set[str]:
+    """Every file, below an SAE's folder, that a format reads; those of pickled formats only where asked for."""
+    return {file for form in FORMATS.values() if pickled or not form.pickled for file in (*form.files, *form.beside)}
 
 
 def _gemma_scope(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
@@ -193,6 +205,6 @@ FORMATS: dict[str, Format] = {
     "gemma_scope": Format(("params.npz",), _gemma_scope),
     "llama_scope": Format(("hyperparams.json", "checkpoints/final.safetensors"), _llama_scope),
     "dictionary_learning": Format(("config.json", "ae.pt"), _dictionary_learning, pickled=True),
-    "sparsify": Format(("cfg.json", "sae.safetensors"), _sparsify),
+    "sparsify": Format(("cfg.json", "sae.safetensors"), _sparsify, beside=("../config.json",)),
     "saelens": Format(("cfg.json", "sae_weights.safetensors"), saelens_facts),
 }
