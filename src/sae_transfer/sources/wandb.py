@@ -38,7 +38,8 @@ def _fetched(name: str, files: Collection[str], shelf: Path) -> tuple[Path, str]
     from wandb.sdk.lib import wbauth
 
     try:
-        if wbauth.authenticate_session(host=wandb.setup().settings.base_url, source="sae-transfer", prompt=False) is None:
+        settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+        if wbauth.authenticate_session(host=settings.base_url, source="sae-transfer", prompt=False) is None:
             raise UserError("E-WANDB", f"wandb:{name} needs a login", "run: wandb login")
         artifact = wandb.Api().artifact(name)
         revision = re.sub(r"[^\w.\-]", "_", f"{artifact.version}-{artifact.digest}")
@@ -47,8 +48,10 @@ def _fetched(name: str, files: Collection[str], shelf: Path) -> tuple[Path, str]
             shelf.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=shelf, prefix=".part-") as part:
                 for path, entry in artifact.manifest.entries.items():
-                    if path in files:
-                        entry.download(root=part)
+                    if path in files and entry.ref is None:  # what lies elsewhere has no checksum here
+                        got = Path(artifact.get_entry(path).download(root=part, skip_cache=True))
+                        if entry.size is not None and got.stat().st_size != entry.size:
+                            raise OSError(f"{path} arrived in part")
                 Path(part).rename(folder)
     except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
