@@ -88,6 +88,13 @@ def test_without_a_login_nothing_is_asked(server: Server, ask: Asked) -> None:
     assert server.requests == []
 
 
+def test_a_server_that_is_down_is_one_line(ask: Asked) -> None:
+    """After seconds, not hours."""
+    error = ask(TEXT, endpoint="http://127.0.0.1:9")["error"]
+    assert "wandb:lab/transfer/sae:v3 could not be had (" in error
+    assert error.endswith("check the name, the login and the network [E-WANDB]")
+
+
 def test_an_artifact_that_is_not_there_is_one_line(ask: Asked) -> None:
     """By its name."""
     error = ask("wandb:lab/transfer/other:v3")["error"]

@@ -10,6 +10,9 @@ from sae_transfer.errors import UserError
 
 ARTIFACT = re.compile(r"([\w.\-]+)/([\w.\-]+)/([\w.\-]+):([\w.\-]+)")
 
+PATIENCE = {"x_graphql_retry_max": 2, "x_graphql_retry_wait_min_seconds": 1.0, "x_graphql_retry_wait_max_seconds": 2.0}
+"""Without these the client tries for hours where there is no network."""
+
 
 def download(name: str, files: Collection[str]) -> tuple[Path, str]:
     """The folder of `entity/project/artifact:version` with those of `files` that it has, and its version and digest.
@@ -38,7 +41,7 @@ def _fetched(name: str, files: Collection[str], shelf: Path) -> tuple[Path, str]
     from wandb.sdk.lib import wbauth
 
     try:
-        settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+        settings = wandb.setup(settings=wandb.Settings(silent=True, **PATIENCE)).settings
         if wbauth.authenticate_session(host=settings.base_url, source="sae-transfer", prompt=False) is None:
             raise UserError("E-WANDB", f"wandb:{name} needs a login", "run: wandb login")
         artifact = wandb.Api().artifact(name)
