@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformer_lens.loading_from_pretrained as tl
 from sae_lens import SAE
+from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
@@ -110,3 +111,16 @@ def test_a_centred_sae_on_a_model_that_feels_the_mean_is_refused(tmp_path: Path)
     rows = str(write_jsonl(tmp_path / "rows.jsonl", [{"tokens": list(range(9))}]))
     with pytest.raises(UserError, match=r"SAE sae was trained on centred weights .*, and tiny can't be centred: .*E-SAE"):
         evaluate({"tiny": str(tmp_path / "model")}, {"sae": sae}, rows=rows, out=tmp_path / "run")
+
+
+def test_a_perfect_centred_sae_costs_nothing_in_bfloat16_either(tmp_path: Path) -> None:
+    """The mean goes back in before the cast, so the very residual that was taken out is spliced in."""
+    tiny("gpt2").save_pretrained(tmp_path / "model")
+    sae = save_sae(tmp_path / "sae", 3, d_in=WIDTH, d_sae=2 * WIDTH, normalize_activations="none", metadata=CENTRED)
+    eye, none = torch.eye(WIDTH), {"b_enc": torch.zeros(2 * WIDTH), "b_dec": torch.zeros(WIDTH)}
+    save_file({"W_enc": torch.cat([eye, -eye], 1), "W_dec": torch.cat([eye, -eye])} | none, sae / "sae_weights.safetensors")
+    rows = str(write_jsonl(tmp_path / "rows.jsonl", [{"tokens": list(range(3 * row, 3 * row + 12))} for row in range(8)]))
+    run = evaluate(str(tmp_path / "model"), str(sae), rows=rows, dtype="bfloat16", out=tmp_path / "run")
+    (record,) = run.records()
+    assert record["outliers"] == 0
+    assert abs(record["kl"]) < 1e-6
