@@ -1,14 +1,23 @@
 """Local path -> a checked SAE, through sae-lens; encode and decode. Activations go in already scaled."""
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
+from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
+from sae_lens.loading.pretrained_sae_loaders import (
+    get_sparsify_config_from_disk,
+    load_safetensors_weights,
+    sae_lens_disk_loader,
+)
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -41,15 +50,104 @@ class LoadedSae:
         return self.module.decode(features), (features > 0).sum(-1).to(x.dtype)
 
 
-def _saelens(folder: Path, device: str) -> Any:
-    """Folders of SAELens 3.x to 6.x: cfg.json and sae_weights.safetensors."""
+Converted = tuple[dict[str, Any], dict[str, Tensor]]
+"""SAELens's config and weights."""
+Converter = Callable[[Path, SaeFacts, str], Converted]
+
+
+def _saelens(folder: Path, facts: SaeFacts, device: str) -> Converted:
+    """SAELens 3.x to 6.x: cfg.json and sae_weights.safetensors. Only the table's normalisation changes what is computed."""
+    said = {key: value for key, value in facts.overrides.items() if key == "normalize_activations"}
+    found: Converted = sae_lens_disk_loader(folder, device, {"dtype": "float32"} | said)
+    return found
+
+
+def _converted(name: str, repo: str = "", below: str = "") -> Converter:
+    """SAELens's own converter `name` of a Hub repository, on a folder that is here already.
+
+    It reads layer and site off the names of the repository and of the folder `below` it, which the facts have settled.
+    """
+
+    def convert(folder: Path, facts: SaeFacts, device: str) -> Converted:
+        at = below.format(layer=facts.hook_point.layer)
+        loaders = _offline(folder, at)
+        shape = {"d_in": facts.d_in, "d_sae": facts.d_sae, "dtype": "float32", "hook_name": str(facts.hook_point)}
+        cfg, weights, _ = loaders.NAMED_PRETRAINED_SAE_LOADERS[name](repo, at, device, False, shape)
+        return cfg, weights
+
+    return convert
+
+
+def _offline(folder: Path, below: str) -> Any:
+    """A second copy of SAELens's module of converters in which a download is a file of `folder`, and a pickle gives
+    tensors alone, whatever the environment says. The module itself stays as it is."""
+    spec = importlib.util.find_spec("sae_lens.loading.pretrained_sae_loaders")
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+
+    def here(repo_id: str, filename: str, subfolder: str = "", **_: Any) -> str:  # noqa: ARG001  # SAELens names it
+        path = PurePosixPath(subfolder) / filename
+        return str(folder / (path.relative_to(below) if below else path))
+
+    vars(copy).update(hf_hub_download=here, torch=_TensorsAlone("torch"))
+    return copy
+
+
+class _TensorsAlone(ModuleType):
+    """torch, but for `load`."""
+
+    load = staticmethod(partial(torch.load, weights_only=True))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _dictionary_learning(folder: Path, facts: SaeFacts, device: str) -> Converted:
+    """ae.pt, a pickle. A threshold below 0 was never set: the features would be those of no training step."""
+    cfg, weights = _converted("dictionary_learning_1", below="sae")(folder, facts, "cpu")
+    threshold = weights.get("threshold")
+    if threshold is not None and bool((threshold < 0).all()):
+        raise ValueError("its threshold was never set: without it, its features depend on the batch")
+    return cfg | {"device": device}, {key: weight.to(device, torch.float32) for key, weight in weights.items()}
+
+
+def _sparsify(folder: Path, _: SaeFacts, device: str) -> Converted:
+    """sae.safetensors. SAELens's converter (6.54) turns W_dec on its side, and leaves b_dec out of the input where the decoder
+    is normalised; sparsify always takes it out, so the weights are named here."""
+    cfg = get_sparsify_config_from_disk(folder, device, {"dtype": "float32", "apply_b_dec_to_input": True})
+    weights = load_safetensors_weights(folder / "sae.safetensors", device, torch.float32)
+    return cfg, {
+        "W_enc": weights["encoder.weight"].T.contiguous(),
+        "b_enc": weights["encoder.bias"],
+        "W_dec": weights["W_dec"],
+        "b_dec": weights["b_dec"],
+    }
+
+
+FORMATS: dict[str, Converter] = {
+    "gemma_scope": _converted("gemma_2", "google/gemma-scope-2b-pt-res", "layer_{layer}"),
+    "llama_scope": _converted("llama_scope", below="sae"),
+    "dictionary_learning": _dictionary_learning,
+    "sparsify": _sparsify,
+    "saelens": _saelens,
+}
+"""One converter per format that `sources.formats` recognises."""
+
+
+def _module(sae: ResolvedSae, device: str) -> Any:
+    """SAELens's SAE, in float32, any norm scaling factor of its release folded into its weights."""
+
+    def converter(path: Path, device: str, **_: Any) -> Converted:
+        return FORMATS[sae.facts.format](path, sae.facts, device)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SAELens warns of its own deprecated keys
-        return SAE.load_from_disk(folder, device=device, dtype="float32")
-
-
-FORMATS: dict[str, Callable[[Path, str], Any]] = {"saelens": _saelens}
-"""One loader per format that `sources.configs.sae_facts` recognises."""
+        module = SAE.load_from_disk(sae.at.path, device=device, dtype="float32", converter=converter)
+    if sae.facts.folded is not None:
+        module.fold_activation_norm_scaling_factor(sae.facts.folded)
+    return module
 
 
 def load(sae: ResolvedSae, device: str) -> LoadedSae:
@@ -59,8 +157,8 @@ def load(sae: ResolvedSae, device: str) -> LoadedSae:
     """
     name, facts = sae.ref.name, sae.facts
     try:
-        module = FORMATS[facts.format](sae.at.path, device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        module = _module(sae, device)
+    except (UnpicklingError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError("E-SAE", f"SAE {name} can't be loaded ({line})", "check cfg.json against its weights") from None
     for key, weight in module.state_dict().items():

@@ -26,10 +26,14 @@ DataKind = Literal["text", "chats", "rows", "instructions"]
 
 @dataclass(frozen=True, order=True)
 class HookPoint:
-    """A place in the residual stream: before (`resid_pre`) or after (`resid_post`) a layer, layers counted from 0."""
+    """A place in the residual stream: before (`resid_pre`) or after (`resid_post`) a layer, layers counted from 0.
+
+    `centred`: what is seen there lacks its mean over d_model, as in TransformerLens with `center_writing_weights`.
+    """
 
     layer: int
     site: Literal["resid_pre", "resid_post"]
+    centred: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "HookPoint":
@@ -43,7 +47,7 @@ class HookPoint:
             return cls(int(match[1]), "resid_post")
         raise UserError(
             "E-HOOK",
-            f"hook point {name!r} is not a residual-stream hook point",
+            f"hook point {name!r} is not a residual-stream hook point, where alone the model is cut exactly",
             "choose an SAE at blocks.L.hook_resid_pre or blocks.L.hook_resid_post",
         )
 
@@ -53,7 +57,7 @@ class HookPoint:
         return self.layer + (self.site == "resid_post")
 
     def __str__(self) -> str:
-        return f"blocks.{self.layer}.hook_{self.site}"
+        return f"blocks.{self.layer}.hook_{self.site}" + (" (centred)" if self.centred else "")
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class EvaluateSpec:
     dtype: str = "float32"
     device: str = field(default="auto", compare=False)
     activation_cache: int = field(default=2_000_000_000, compare=False)
+    allow_pickle: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind, refs in (("--model", self.models), ("--sae", self.saes), ("--text, --chats or --rows", self.data)):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Pair, chat_tokenizer, save_model, save_sae, write_jsonl
 from tests.running import run
+from tests.saes.publishing import dictionary_learning
 
 Case = Callable[[Pair, Path], list[str]]
 CASES: dict[str, tuple[str, str, Case]] = {}
@@ -115,6 +116,11 @@ def activation_that_would_be_lost(pair: Pair, tmp: Path) -> list[str]:
 @case("E-SAE", "neither true nor false")
 def flag_in_quotes(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, sae=str(save_sae(tmp / "sae", 0, metadata={"prepend_bos": "false"})))
+
+
+@case("E-PICKLE", "which can run code")
+def pickled_sae(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, sae=str(dictionary_learning(tmp)[0]))
 
 
 @case("E-SAE", "centred weights")

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_transfer.engine.splice import outliers, splice, squared_distance, zero
+from sae_transfer.engine.splice import outliers, seen, splice, squared_distance, zero
 
 RESID = torch.arange(1.0, 25.0).view(2, 3, 4)
 AT = torch.tensor([[True, False, False], [False, True, True]])
@@ -41,6 +41,16 @@ def test_an_outlier_is_strictly_above_the_threshold() -> None:
     norms = torch.tensor([1.0, 2.0, 3.0])
     assert outliers(norms, 2.0).tolist() == [False, False, True]
     assert outliers(norms, None).tolist() == [False, False, False]
+
+
+def test_a_centred_sae_sees_the_residual_without_its_mean() -> None:
+    """And the mean is what its reconstruction lacks; other SAEs see the residual itself, and lack nothing."""
+    x, lacking = seen(RESID.bfloat16(), centred=True)
+    assert torch.equal(x.mean(-1), torch.zeros(2, 3))
+    assert torch.equal(x + lacking, RESID)
+    x, lacking = seen(RESID.bfloat16(), centred=False)
+    assert torch.equal(x, RESID)
+    assert torch.equal(lacking, torch.zeros(2, 3, 1))
 
 
 def test_squared_distance_is_summed_over_d_model() -> None:

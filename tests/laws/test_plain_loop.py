@@ -22,6 +22,7 @@ from sae_transfer.workflows.tokenise import tokenised
 from tests.conftest import Pair, save_model, save_sae, write_jsonl
 from tests.models.tiny import FAMILIES, WIDTH, tiny
 from tests.models.tiny import VOCAB as WORDS
+from tests.saes.making import TRAINED, train
 
 
 @dataclass
@@ -153,6 +154,31 @@ def test_every_architecture_is_measured_by_the_definitions(tmp_path: Path, famil
     for record in run.records():
         expected = by_the_definitions(plain, found.data[record["data"]], "all")
         assert {name: record[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def every_sae(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Path]]:
+    """One run of an SAE of every architecture that SAELens trains, each as it is saved for inference."""
+    root = tmp_path_factory.mktemp("every_sae")
+    for name in TRAINED:
+        train(name).save_inference_model(root / name)
+    saes = {name: str(root / name) for name in TRAINED}
+    return evaluate({"base": str(pair.base)}, saes, rows=str(pair.rows), out=root / "run"), {n: root / n for n in TRAINED}
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_every_kind_of_sae_is_measured_by_the_definitions(
+    pair: Pair, every_sae: tuple[Run, dict[str, Path]], architecture: str
+) -> None:
+    """Full passes with SAELens's own encode and decode, row by row, where the engine has batches of rows."""
+    run, folders = every_sae
+    (record,) = [record for record in run.records() if record["sae"] == architecture]
+    found = tokenised(run.manifest.spec, resolved(run.manifest.spec))
+    scale = run.manifest.calibration.scale("base", architecture)
+    sae, model = SAE.load_from_disk(folders[architecture]), AutoModelForCausalLM.from_pretrained(pair.base)
+    plain = Plain(model, sae, 1, scale.factor, scale.threshold or float("inf"))
+    expected = by_the_definitions(plain, found.data["rows"], "all")
+    assert {name: record[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_splice_stands_at_every_token_of_prompt_and_answer(name: str, boundary
     factor, threshold = 0.7, 0.7 * float(norms.quantile(0.8))
     with arriving_from(split, boundary, lambda resid: spliced_plainly(resid, sae, factor, threshold)):
         expected = one_by_one(model, prompts(), {0})
-    change = (boundary, lambda resid: reconstructed(resid, sae, factor, threshold / factor))
+    change = (boundary, lambda resid: reconstructed(resid, sae, factor, threshold / factor, centred=False))
     assert greedy(split, prompts(), MOST, {0}, change) == expected
     assert expected != one_by_one(model, prompts(), {0})
 

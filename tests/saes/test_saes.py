@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE, GatedSAE, GatedSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
-from sae_lens.saes.sae import SAEMetadata
+from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,30 +14,8 @@ from sae_transfer import saes
 from sae_transfer.errors import UserError
 from sae_transfer.sources import resolve
 from sae_transfer.specs import SaeRef
-from tests.conftest import D_MODEL, D_SAE, save_sae
-
-ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "gated": (GatedSAE, GatedSAEConfig, {}),
-    "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {}),
-    "topk": (TopKSAE, TopKSAEConfig, {"k": 5}),
-}
-X = 3 * torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(0))
-
-
-def save(folder: Path, architecture: str, **changes: Any) -> Path:
-    """A random SAE, every bias and threshold drawn too."""
-    if architecture == "standard":
-        return save_sae(folder, 0, **changes)
-    kind, config, extra = ARCHITECTURES[architecture]
-    torch.manual_seed(1)
-    metadata = SAEMetadata(hook_name="blocks.1.hook_resid_pre", prepend_bos=True, context_size=16, model_name="tiny")
-    settings = {"d_in": D_MODEL, "d_sae": D_SAE, "normalize_activations": "expected_average_only_in"} | extra | changes
-    sae = kind(config(**settings, metadata=metadata))
-    with torch.no_grad():
-        for weight in sae.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    sae.save_model(folder)
-    return folder
+from tests.conftest import D_MODEL, D_SAE
+from tests.saes.making import ARCHITECTURES, TRAINED, X, save, train
 
 
 def load(folder: Path) -> saes.LoadedSae:
@@ -102,6 +79,47 @@ def test_an_sae_reconstructs_as_sae_lens_does(tmp_path: Path, architecture: str,
     assert torch.equal(active, (own.encode(X) > 0).sum(-1).float())
     assert 0 < active.mean() < D_SAE
     assert loaded.facts.architecture == architecture
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_a_trained_sae_is_what_sae_lens_saves_for_inference(tmp_path: Path, architecture: str) -> None:
+    """Encoded, decoded as by SAELens; BatchTopK and Matryoshka SAEs are JumpReLU SAEs by their threshold."""
+    train(architecture).save_inference_model(tmp_path)
+    loaded, own = load(tmp_path), SAE.load_from_disk(tmp_path)
+    y, active = loaded.reconstruct(X)
+    torch.testing.assert_close(y, own.decode(own.encode(X)), atol=0, rtol=0)
+    assert torch.equal(active, (own.encode(X) > 0).sum(-1).float())
+    assert loaded.facts.architecture == ("jumprelu" if "batchtopk" in architecture else architecture)
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_a_position_is_encoded_alike_in_every_batch(tmp_path: Path, architecture: str) -> None:
+    """Alone, or beside others: no architecture chooses its features by the batch."""
+    train(architecture).save_inference_model(tmp_path)
+    loaded = load(tmp_path)
+    y, active = loaded.reconstruct(X)
+    for at in (0, 17):
+        torch.testing.assert_close(loaded.reconstruct(X[at : at + 1])[0], y[at : at + 1])
+        assert torch.equal(loaded.reconstruct(10 * X[: at + 1])[1][at], loaded.reconstruct(10 * X[at : at + 1])[1][0])
+    assert 0 < active.mean() < D_SAE
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_checkpoint_that_chooses_by_the_batch_is_refused(tmp_path: Path, architecture: str) -> None:
+    """As it is saved for going on with training, with what to do."""
+    train(architecture).save_model(tmp_path)
+    with pytest.raises(UserError, match=rf"a {architecture} SAE .* over a whole batch: .*save_inference_model.*E-SAE"):
+        load(tmp_path)
+
+
+OTHERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder", "crosscoder")
+
+
+@pytest.mark.parametrize("architecture", [*OTHERS, "temporal", "matching_pursuit", "abstopk"])
+def test_what_is_no_autoencoder_of_one_position_is_refused(tmp_path: Path, architecture: str) -> None:
+    """What maps one place to another, looks at other positions, or has features of either sign: one line, by its name."""
+    with pytest.raises(UserError, match=rf"architecture '{architecture}' is not supported: use standard, .*E-SAE"):
+        load(change(save(tmp_path, "standard"), architecture=architecture))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk"])

@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.server.repos.get(repo, Path("/nowhere")) / name
         if repo in self.server.refused:
             self._refuse(*self.server.refused[repo])
-        elif revision != COMMIT or not path.is_file():
+        elif revision not in ("main", "v1", COMMIT) or not path.is_file():
             self._refuse(404, "EntryNotFound")
         else:
             body, headers = path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}

@@ -16,8 +16,8 @@ from sae_transfer.sources.configs import (
     check_tokenizer,
     gguf_facts,
     model_facts,
-    sae_facts,
 )
+from sae_transfer.sources.formats import sae_facts
 from sae_transfer.specs import HookPoint, ModelRef, SaeRef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, VOCAB, Pair, write_jsonl
 

@@ -16,11 +16,16 @@ Many = list[str]
 SOURCE = "[NAME=]SOURCE[+ADAPTER]"
 SAE = "[NAME[@MODEL]=]SOURCE"
 FILE = "[NAME=]FILE"
+SAES = (
+    "Folder; SAELens's release:sae_id; hf:org/repo[/path][@revision]; wandb:entity/project/artifact:version. "
+    "MODEL is its own model, else that of the same NAME."
+)
+PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run code, though only tensors are let through."
 
 
 def evaluate(
     model: Annotated[Many, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
-    sae: Annotated[Many, Option(metavar=SAE, help="SAELens folder; MODEL is its own model, else that of the same NAME.")],
+    sae: Annotated[Many, Option(metavar=SAE, help=SAES)],
     text: Annotated[Many | None, Option(metavar=FILE, help="Documents: .txt, .jsonl or .parquet.")] = None,
     chats: Annotated[
         Many | None, Option(metavar=FILE, help=".jsonl of instruction + completion, or messages; a published .pkl.")
@@ -38,6 +43,7 @@ def evaluate(
     dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
+    allow_pickle: Annotated[bool, Option("--allow-pickle", help=PICKLE)] = False,
 ) -> None:
     """Measure every SAE on every model and data set, and print the transfer matrix.
 
@@ -67,6 +73,7 @@ def evaluate(
             dtype=dtype,
             device=device,
             activation_cache=activation_cache,
+            allow_pickle=allow_pickle,
             progress=progress,
         )
     show_run(run, "table")

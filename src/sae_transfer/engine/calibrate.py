@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData
 from sae_transfer.engine.cache import ActivationCache
 from sae_transfer.engine.plan import Batch, batches
-from sae_transfer.engine.splice import outliers
+from sae_transfer.engine.splice import outliers, seen
 from sae_transfer.errors import UserError
 from sae_transfer.models.split import SplitModel
 from sae_transfer.rows import Mean, Norms, Scale
@@ -30,7 +30,7 @@ QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class Sample:
-    """Unscaled norms, sorted, of one model at one boundary: of all data sets, and of the one that sets the scale."""
+    """Unscaled norms, sorted, of one model at one hook point: of all data sets, and of the one that sets the scale."""
 
     d_model: int
     every: Float[Tensor, " every"]
@@ -70,27 +70,36 @@ def passes(data: Sequence[TokenData], batch_size: int) -> Iterator[tuple[TokenDa
 
 
 def sample_norms(
-    model: str, data: Sequence[TokenData], scaled_by: str, batch_size: int, read: Residuals, advance: Advance
-) -> dict[int, Sample]:
-    """Norms of every unpadded position at each boundary. Raises UserError E-NAN where one is not finite."""
-    found: dict[int, dict[str, list[Tensor]]] = {}
+    model: str,
+    data: Sequence[TokenData],
+    scaled_by: str,
+    batch_size: int,
+    read: Residuals,
+    hook_points: Sequence[HookPoint],
+    advance: Advance,
+) -> dict[HookPoint, Sample]:
+    """Norms of every unpadded position at each hook point. Raises UserError E-NAN where one is not finite."""
+    found: dict[HookPoint, dict[str, list[Tensor]]] = {}
     d_model = 0
     for source, batch, tokens in passes(data, batch_size):
-        for boundary, resid in read(batch, tokens).items():
-            norms = resid[tokens.mask.to(resid.device)].float().norm(dim=-1).cpu()
+        residuals = read(batch, tokens)
+        for hook_point in hook_points:
+            resid = residuals[hook_point.boundary]
+            x, _ = seen(resid[tokens.mask.to(resid.device)], hook_point.centred)
+            norms = x.norm(dim=-1).cpu()
             d_model = resid.shape[-1]
             if not bool(norms.isfinite().all()):
                 raise UserError("E-NAN", f"model {model} has activations that are not finite", "check its weights and dtype")
-            found.setdefault(boundary, {}).setdefault(source.name, []).append(norms)
+            found.setdefault(hook_point, {}).setdefault(source.name, []).append(norms)
         advance(batch.tokens)
     return {
-        boundary: Sample(
+        hook_point: Sample(
             d_model,
             torch.cat([norms for source in by_data.values() for norms in source]).sort().values,
             scaled_by,
             torch.cat(by_data[scaled_by]).sort().values,
         )
-        for boundary, by_data in found.items()
+        for hook_point, by_data in found.items()
     }
 
 
@@ -157,21 +166,21 @@ def means(
     hook_points: Mapping[HookPoint, Sequence[float | None]],
     advance: Advance,
 ) -> tuple[Mean, ...]:
-    """Mean residual (unscaled) of the kept positions, for each hook point, threshold, data set and token kind."""
+    """Mean activation (unscaled) of the kept positions, for each hook point, threshold, data set and token kind."""
     sums: dict[tuple[HookPoint, float | None, str, int], tuple[int, Tensor]] = {}
     for source, batch, tokens in passes(data, batch_size):
         found = read(batch, tokens)
         for hook_point, thresholds in hook_points.items():
-            resid = found[hook_point.boundary].float()
-            norms = resid.norm(dim=-1)
-            kinds = tokens.kinds.to(resid.device)
+            x, _ = seen(found[hook_point.boundary], hook_point.centred)
+            norms = x.norm(dim=-1)
+            kinds = tokens.kinds.to(x.device)
             for threshold in thresholds:
                 kept = ~outliers(norms, threshold)
                 for kind in sorted(set(tokens.kinds.flatten().tolist())):
                     if kind != NOT_UNDER_TEST:
-                        chosen = resid[kept & (kinds == kind)].cpu().double()
+                        chosen = x[kept & (kinds == kind)].cpu().double()
                         key = (hook_point, threshold, source.name, kind)
-                        count, total = sums.get(key, (0, torch.zeros(resid.shape[-1], dtype=torch.float64)))
+                        count, total = sums.get(key, (0, torch.zeros(x.shape[-1], dtype=torch.float64)))
                         sums[key] = (count + len(chosen), total + chosen.sum(0))
         advance(batch.tokens)
     return tuple(

@@ -17,7 +17,7 @@ from sae_transfer.engine.calibrate import Advance, Residuals
 from sae_transfer.engine.losses import chunks, cross_entropy, kl_divergence
 from sae_transfer.engine.plan import Unit
 from sae_transfer.engine.positions import Positions
-from sae_transfer.engine.splice import outliers, splice, squared_distance, zero
+from sae_transfer.engine.splice import outliers, seen, splice, squared_distance, zero
 from sae_transfer.models.split import SplitModel
 from sae_transfer.rows import Block, Calibration, Scale
 from sae_transfer.saes import LoadedSae
@@ -134,7 +134,7 @@ def _group(
 def _splice(on: _Pass, run: _SaeOnModel) -> tuple[Block, Float[Tensor, "scored d_model"]]:
     """The SAE on every kept position: its sums, and the hidden states of scored positions, each kind spliced by itself."""
     resid, positions, add = on.residuals[run.boundary], on.positions, on.positions.add
-    under = resid.flatten(0, 1)[positions.under.to(resid.device)].float()
+    under, lacking = seen(resid.flatten(0, 1)[positions.under.to(resid.device)], run.sae.facts.hook_point.centred)
     norms = under.norm(dim=-1)
     outlying = outliers(norms, run.scale.unscaled_threshold)
     kept = positions.under[~outlying.cpu()]
@@ -151,7 +151,7 @@ def _splice(on: _Pass, run: _SaeOnModel) -> tuple[Block, Float[Tensor, "scored d
         "error_ratio": add(error / deviation, kept),
         "active_features": add(active, kept),
     }
-    back = y / run.scale.factor
+    back = y / run.scale.factor + lacking[~outlying]
     changed = ((kind, splice(resid, where.to(resid.device), back[kinds == kind])) for kind, where in positions.by_kind(kept))
     return sums, on.hidden_by_kind(changed, run.boundary)
 

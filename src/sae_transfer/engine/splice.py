@@ -1,4 +1,4 @@
-"""Replace or zero chosen positions of a residual; distances of vectors. Pure."""
+"""See a residual as an SAE does, replace or zero chosen positions of it; distances of vectors. Pure."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,17 @@ from torch import Tensor
 
 Residual = Float[Tensor, "batch pos d_model"]
 Positions = Bool[Tensor, "batch pos"]
+Activations = Float[Tensor, "*shape d_model"]
+
+
+def seen(resid: Float[Tensor, "*shape d_model"], centred: bool) -> tuple[Activations, Float[Tensor, "*shape 1"]]:
+    """What an SAE sees of a residual, in float32, and what must be added to its reconstruction: the mean over d_model where
+    it sees centred activations, else 0."""
+    x = resid.float()
+    if not centred:
+        return x, x.new_zeros(*x.shape[:-1], 1)
+    mean = x.mean(-1, keepdim=True)
+    return x - mean, mean
 
 
 def splice(resid: Residual, at: Positions, replacement: Float[Tensor, "at d_model"]) -> Residual:
@@ -16,14 +27,16 @@ def splice(resid: Residual, at: Positions, replacement: Float[Tensor, "at d_mode
     return spliced
 
 
-def reconstructed(resid: Residual, reconstruct: Callable[[Tensor], Tensor], factor: float, threshold: float | None) -> Residual:
+def reconstructed(
+    resid: Residual, reconstruct: Callable[[Tensor], Tensor], factor: float, threshold: float | None, centred: bool
+) -> Residual:
     """`resid` with every position that is no outlier replaced by its reconstruction, which is made of scaled activations.
 
-    `threshold` is unscaled, as in `outliers`.
+    `threshold` is unscaled, as in `outliers`; `centred` as in `seen`.
     """
-    under = resid.float()
-    kept = ~outliers(under.norm(dim=-1), threshold)
-    return splice(resid, kept, reconstruct(under[kept] * factor) / factor)
+    x, mean = seen(resid, centred)
+    kept = ~outliers(x.norm(dim=-1), threshold)
+    return splice(resid, kept, reconstruct(x[kept] * factor) / factor + mean[kept])
 
 
 def zero(resid: Residual, at: Positions) -> Residual:

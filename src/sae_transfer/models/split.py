@@ -238,6 +238,21 @@ class SplitModel:
                         )
                 self.zero_hidden[boundary] = self._zeroed(tokens[0], boundary)
 
+    def feels_shift(self, boundary: int) -> bool:
+        """Whether logits change when each position's residual at the boundary moves by a constant over d_model (random
+        ones, on random tokens). LayerNorm takes a shift out again; RMSNorm does not."""
+        generator = torch.Generator().manual_seed(CHECK_SEED)
+        tokens = torch.randint(0, self.vocab_size, (2, 9), generator=generator)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        with torch.no_grad():
+            resid = self.prefix(tokens, mask, [boundary])[boundary]
+            shift = torch.randn(*tokens.shape, 1, generator=generator).to(resid.device) * resid.float().std()
+            still, moved = (
+                self.logits(self.suffix(at, tokens, mask, boundary).flatten(0, 1)) for at in (resid, resid.float() + shift)
+            )
+        limit = TOLERANCE.get(self.dtype, 1e-2) * max(1.0, float(still.abs().max()))
+        return not float((moved - still).abs().max()) <= limit
+
     def _zeroed(self, tokens: Tokens, boundary: int) -> Float[Tensor, " d_model"] | None:
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         zeros = torch.zeros(*tokens.shape, self.d_model, device=self.device, dtype=self.resid_dtype[boundary])

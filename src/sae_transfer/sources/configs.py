@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ D_MODEL = ("hidden_size", "n_embd", "d_model")
 N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
+BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
+"""SAELens's training checkpoints that are no SAEs yet: `save_inference_model` turns their threshold into JumpReLU's."""
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 LARGEST = 2**31
 """Above any size that a config can mean."""
@@ -45,6 +47,10 @@ class SaeFacts:
     prepend_bos: bool
     context_size: int | None
     trained_on: str | None
+    folded: float | None = None
+    """A norm scaling factor that SAELens's release table says and its weights don't hold yet."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What SAELens's release table says in place of the config."""
 
     @property
     def wants_scaling(self) -> bool:
@@ -61,10 +67,10 @@ def model_facts(config: Mapping[str, Any], where: str) -> ModelFacts:
     text = {**config, **nested} if isinstance(nested, dict) else config
     return ModelFacts(
         model_type=str(text.get("model_type", "unknown")),
-        d_model=_first_int(text, D_MODEL, where, "E-MODEL"),
-        n_layers=_first_int(text, N_LAYERS, where, "E-MODEL"),
-        vocab_size=_first_int(text, ("vocab_size",), where, "E-MODEL"),
-        max_positions=_first_int(text, MAX_POSITIONS, where, "E-MODEL"),
+        d_model=first_int(text, D_MODEL, where, "E-MODEL"),
+        n_layers=first_int(text, N_LAYERS, where, "E-MODEL"),
+        vocab_size=first_int(text, ("vocab_size",), where, "E-MODEL"),
+        max_positions=first_int(text, MAX_POSITIONS, where, "E-MODEL"),
     )
 
 
@@ -77,7 +83,7 @@ def gguf_facts(path: Path) -> ModelFacts:
         raise UserError("E-MODEL", f"{path} is truncated or no GGUF file ({what})", "download it again")
 
     def number(name: str) -> int | None:
-        return _first_int(header.values, (f"{kind}.{name}",), str(path), "E-MODEL")
+        return first_int(header.values, (f"{kind}.{name}",), str(path), "E-MODEL")
 
     facts = ModelFacts(
         model_type=kind,
@@ -163,7 +169,7 @@ def check_rank(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise UserError("E-MODEL", what, "mend adapter_config.json")
 
 
-def sae_facts(folder: Path) -> SaeFacts:
+def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
     """Facts of a SAELens folder (3.x to 6.x), its weights' shapes checked against them.
 
     Raises: UserError E-SAE, E-HOOK.
@@ -171,28 +177,29 @@ def sae_facts(folder: Path) -> SaeFacts:
     config = read_json(folder / "cfg.json", "E-SAE")
     refuse_code(config, str(folder / "cfg.json"), "E-SAE")
     metadata = config.get("metadata")
-    cfg = {**config, **metadata} if isinstance(metadata, dict) else config
+    cfg = {**config, **(metadata if isinstance(metadata, dict) else {}), **overrides}
     where = str(folder / "cfg.json")
     facts = SaeFacts(
         format="saelens",
         architecture=_architecture(cfg, where),
-        d_in=_required_int(cfg, "d_in", where),
-        d_sae=_required_int(cfg, "d_sae", where),
+        d_in=required_int(cfg, "d_in", where),
+        d_sae=required_int(cfg, "d_sae", where),
         hook_point=_hook_point(cfg, where),
         normalize_activations=_normalization(cfg, where),
         prepend_bos=_flag(cfg, "prepend_bos", True, where),
-        context_size=_first_int(cfg, ("context_size",), where, "E-SAE"),
+        context_size=first_int(cfg, ("context_size",), where, "E-SAE"),
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
     )
-    kwargs = cfg.get("model_from_pretrained_kwargs")
-    if isinstance(kwargs, dict) and kwargs.get("center_writing_weights"):
-        what = f"{where}: the SAE was trained on centred weights (center_writing_weights), the models here are as published"
-        raise UserError("E-SAE", what, "choose an SAE trained without")
-    shapes = tensor_shapes(folder / "sae_weights.safetensors", "E-SAE")
-    for name, shape in (("W_enc", (facts.d_in, facts.d_sae)), ("W_dec", (facts.d_sae, facts.d_in))):
+    wanted = {"W_enc": (facts.d_in, facts.d_sae), "W_dec": (facts.d_sae, facts.d_in)}
+    check_shapes(wanted, tensor_shapes(folder / "sae_weights.safetensors", "E-SAE"), where)
+    return facts
+
+
+def check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """A config's shapes against the weights'. Raises UserError E-SAE."""
+    for name, shape in wanted.items():
         if shapes.get(name) != shape:
             raise UserError("E-SAE", f"{where} says {name} {shape}, the weights have {shapes.get(name)}", "mend the config")
-    return facts
 
 
 def check_fits(sae: str, facts: SaeFacts, model: str, shape: ModelFacts) -> None:
@@ -217,11 +224,14 @@ def _architecture(cfg: Mapping[str, Any], where: str) -> str:
     activation = str(cfg.get("activation_fn", cfg.get("activation_fn_str", "relu")))
     if name == "standard" and activation == "topk":
         name = "topk"
+    if name in BY_BATCH:
+        what = f"{where}: a {name} SAE as it is trained chooses its features over a whole batch"
+        raise UserError("E-SAE", what, "save it with SAELens's save_inference_model, as a JumpReLU SAE with its threshold")
     if name not in ARCHITECTURES:
         raise UserError("E-SAE", f"{where}: architecture {name!r:.100} is not supported", f"use {', '.join(ARCHITECTURES)}")
     if name == "topk":
         kwargs = cfg.get("activation_fn_kwargs")
-        _required_int({**(kwargs if isinstance(kwargs, dict) else {}), **cfg}, "k", where)  # sae-lens would take 100
+        required_int({**(kwargs if isinstance(kwargs, dict) else {}), **cfg}, "k", where)  # sae-lens would take 100
     elif activation != "relu":
         raise UserError(
             "E-SAE", f"{where}: a {name} SAE with activation {activation!r:.100} can't be loaded exactly", "use relu"
@@ -244,7 +254,8 @@ def _hook_point(cfg: Mapping[str, Any], where: str) -> HookPoint:
     layer = cfg.get("hook_layer", cfg.get("hook_point_layer"))
     if layer is not None and layer != hook.layer:
         raise UserError("E-HOOK", f"{where}: hook_name {name:.100} and hook_layer {layer!r:.100} disagree", "mend the config")
-    return hook
+    kwargs = cfg.get("model_from_pretrained_kwargs")
+    return replace(hook, centred=bool(isinstance(kwargs, dict) and kwargs.get("center_writing_weights")))
 
 
 def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
@@ -254,14 +265,14 @@ def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     return bool(value)
 
 
-def _required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:
-    value = _first_int(cfg, (key,), where, "E-SAE")
+def required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:
+    value = first_int(cfg, (key,), where, "E-SAE")
     if value is None:
         raise UserError("E-SAE", f"{where} has no {key}", "give a SAELens SAE")
     return value
 
 
-def _first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str, code: str) -> int | None:
+def first_int(cfg: Mapping[str, Any], keys: tuple[str, ...], where: str, code: str) -> int | None:
     for key in keys:
         value = cfg.get(key)
         if value is not None:

@@ -1,8 +1,12 @@
 """A Hugging Face Hub id -> a folder in the Hub's own cache and the commit it was read at."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+from posixpath import join, normpath
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import file_exists, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: that of httpx or httpx2, by its version
     GatedRepoError,
     HfHubHTTPError,
@@ -25,9 +29,34 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
 
     Raises: UserError E-HUB where the repository, its revision or the network can't be had.
     """
+    with _one_line(repo, revision):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=NOT_MODEL_FILES))
+    return folder, folder.name
+
+
+def download_folder(repo: str, folder: str, files: Collection[str], revision: str | None) -> tuple[Path, str]:
+    """One folder of a repository, with those of `files` (paths from there) that it has, and the commit.
+
+    Raises: UserError E-HUB.
+    """
+    below = [normpath(join(folder, file)) for file in files]
+    with _one_line(repo, revision):
+        root = Path(snapshot_download(repo, revision=revision, allow_patterns=[escape(path) for path in below]))
+    return root / folder, root.name
+
+
+def holds(repo: str, path: str, revision: str) -> bool:
+    """Whether a repository has a file. Raises UserError E-HUB."""
+    with _one_line(repo, revision):
+        return file_exists(repo, path, revision=revision)
+
+
+@contextmanager
+def _one_line(repo: str, revision: str | None) -> Iterator[None]:
+    """What the Hub's client raises, as a UserError."""
     at = f"{repo}@{revision}" if revision else repo
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=NOT_MODEL_FILES))
+        yield
     except GatedRepoError:
         raise UserError("E-HUB", f"{at} is gated", "accept its terms on the Hub, then run: hf auth login") from None
     except RevisionNotFoundError:
@@ -42,4 +71,3 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
             raise UserError("E-HUB", f"{at} is not in the cache and the Hub can't be reached", "check the network") from None
         line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise UserError("E-HUB", f"{at} could not be downloaded ({line})", "try again later") from None
-    return folder, folder.name

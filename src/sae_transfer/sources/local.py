@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from sae_transfer.errors import UserError
@@ -62,6 +65,28 @@ def tensor_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
         raise UserError(code, f"{path} does not exist", "give a folder that holds it") from None
     except (OSError, SafetensorError) as error:
         raise UserError(code, f"{path} is truncated or no safetensors file ({error!s:.300})", "copy it again") from None
+
+
+def array_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array in a .npz file, from their headers: no array is read, and no pickle is opened.
+
+    Raises: UserError with `code` where the file is missing, truncated, no .npz, or holds Python objects.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    first = npy.read_magic(file) == (1, 0)
+                    shape, _, dtype = npy.read_array_header_1_0(file) if first else npy.read_array_header_2_0(file)
+                if dtype.hasobject:
+                    raise UserError(code, f"{path}: {name} holds Python objects, which are a pickle", "get it as plain arrays")
+                found[name.removesuffix(".npy")] = tuple(shape)
+    except FileNotFoundError:
+        raise UserError(code, f"{path} does not exist", "give a folder that holds it") from None
+    except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(code, f"{path} is truncated or no .npz file ({error})", "copy it again") from None
+    return found
 
 
 def sha256(path: Path) -> str:

@@ -2,11 +2,12 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sae_transfer.errors import UserError
-from sae_transfer.sources import hub, local
+from sae_transfer.sources import hub, local, saelens, wandb
 from sae_transfer.sources.configs import (
     ModelFacts,
     SaeFacts,
@@ -16,11 +17,12 @@ from sae_transfer.sources.configs import (
     check_tokenizer,
     gguf_facts,
     model_facts,
-    sae_facts,
 )
+from sae_transfer.sources.formats import FORMATS, files, recognised, refuse_pickle, sae_facts
 from sae_transfer.specs import TEMPLATES, DataRef, ModelRef, SaeRef
 
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
+HUB_FOLDER = re.compile(r"([\w.\-]+/[\w.\-]+)(?:/([^@]+?)/?)?(?:@([\w.\-/]+))?")
 MOST_INDEX = 2**26
 """Bytes of a weight index: those of models with 140,000 tensors have a quarter of it."""
 DATA_SUFFIXES = {
@@ -88,14 +90,48 @@ def model(ref: ModelRef) -> ResolvedModel:
     return ResolvedModel(ref, base, adapter, facts)
 
 
-def sae(ref: SaeRef) -> ResolvedSae:
-    """Find an SAE's folder. Raises UserError E-PATH, E-SAE, E-HOOK."""
-    path = local.existing(ref.source, "SAE")
+def sae(ref: SaeRef, allow_pickle: bool = False) -> ResolvedSae:
+    """Find an SAE: a folder, `release:sae_id`, `hf:org/repo[/path][@revision]` or `wandb:entity/project/artifact:version`.
+
+    Raises: UserError E-PATH, E-HUB, E-WANDB, E-SAE, E-HOOK; E-PICKLE for a pickled one that is not allowed.
+    """
+    kind, named, rest = ref.source.partition(":")
+    overrides: dict[str, Any] = {}
+    if not named or kind[:1] in "./~" or os.path.exists(ref.source):  # noqa: PTH110  # no error for a name too long
+        at = _sae_folder(ref.source)
+    elif kind == "wandb":
+        at = Located(*wandb.download(rest, files(pickled=True)), {})
+    elif kind == "hf":
+        at = _sae_on_hub(rest, allow_pickle)
+    else:
+        found = saelens.release(ref.source)
+        at, overrides = _sae_on_hub(f"{found.repo}/{found.folder}", allow_pickle), found.overrides
+    facts = sae_facts(at.path, allow_pickle, overrides)
+    if at.revision is None:
+        at = replace(at, files=local.hashes([at.path / name for name in FORMATS[facts.format].files], at.path))
+    return ResolvedSae(ref, at, facts)
+
+
+def _sae_folder(source: str) -> Located:
+    path = local.existing(source, "SAE")
     if not path.is_dir():
-        raise UserError("E-PATH", f"SAE {ref.source!r} is no folder", "give the folder that holds cfg.json")
-    facts = sae_facts(path)
-    files = local.hashes([path / "cfg.json", path / "sae_weights.safetensors"], path)
-    return ResolvedSae(ref, Located(path, None, files), facts)
+        raise UserError("E-PATH", f"SAE {source!r} is no folder", "give the folder that holds cfg.json")
+    return Located(path, None, {})
+
+
+def _sae_on_hub(source: str, allow_pickle: bool) -> Located:
+    """Only what a format reads is downloaded; a pickle not even that, unless it is allowed."""
+    match = HUB_FOLDER.fullmatch(source)
+    if match is None or ".." in source.split("/"):
+        raise UserError("E-HUB", f"{source!r} is no place on the Hub", "give hf:org/name[/path][@revision]")
+    repo, folder, revision = match[1], match[2] or "", match[3]
+    path, commit = hub.download_folder(repo, folder, files(allow_pickle), revision)
+    if recognised(path) is None:
+        for pickle in [form.files[-1] for form in FORMATS.values() if form.pickled and not allow_pickle]:
+            if hub.holds(repo, f"{folder}/{pickle}".lstrip("/"), commit):
+                refuse_pickle(f"{pickle} of hf:{source}")
+        raise UserError("E-HUB", f"hf:{source} at {commit[:7]} holds no SAE that can be read", "check the path")
+    return Located(path, commit, {})
 
 
 def data(ref: DataRef) -> ResolvedData:

@@ -38,9 +38,9 @@ def calibrate(
             data = prepared.of(name)
             read = engine.residuals(name, models, cache)
             by = _scaled_by(found, [source.name for source in data])
-            samples = engine.sample_norms(name, data, by, spec.batch_size, read, advance)
+            samples = engine.sample_norms(name, data, by, spec.batch_size, read, hook_points, advance)
             for hook_point in hook_points:
-                norms[name, hook_point] = engine.describe(name, hook_point, samples[hook_point.boundary])
+                norms[name, hook_point] = engine.describe(name, hook_point, samples[hook_point])
         scales = []
         for name in names:
             for sae in found.saes:

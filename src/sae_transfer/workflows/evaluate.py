@@ -53,6 +53,7 @@ def evaluate(
     dtype: str = EvaluateSpec.dtype,
     device: str = EvaluateSpec.device,
     activation_cache: str | int = "2GB",
+    allow_pickle: bool = EvaluateSpec.allow_pickle,
     progress: Progress | None = None,
 ) -> Run:
     """Evaluate every SAE on every model and data set, and give the run: `run.table()` is the transfer matrix.
@@ -79,6 +80,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         activation_cache=byte_count("--activation-cache", activation_cache),
+        allow_pickle=allow_pickle,
     )
     return run(spec, None if out is None else Path(out), progress or Silent())
 
@@ -167,6 +169,6 @@ def _refuse_other_run(before: Manifest, spec: EvaluateSpec, sources: Mapping[str
 
 def _default_folder(spec: EvaluateSpec, sources: Mapping[str, Source]) -> Path:
     """A folder under runs/ that the same command finds again."""
-    asked = TypeAdapter(EvaluateSpec).dump_json(spec, exclude={"device", "activation_cache"})
+    asked = TypeAdapter(EvaluateSpec).dump_json(spec, exclude={"device", "activation_cache", "allow_pickle"})
     hashes = dumps({name: [source.files, source.revision] for name, source in sources.items()}, sort_keys=True)
     return Path("runs") / f"evaluate-{sha256(asked + hashes.encode()).hexdigest()[:8]}"

@@ -35,7 +35,7 @@ def resolved(spec: EvaluateSpec) -> Resolved:
     Raises: UserError.
     """
     data = tuple(resolve.data(ref) for ref in spec.data)
-    saes = tuple(resolve.sae(ref) for ref in spec.saes)
+    saes = tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes)
     models = tuple(resolve.model(ref) for ref in spec.models)
     for sae in saes:
         for model in models:

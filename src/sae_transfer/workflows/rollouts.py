@@ -15,6 +15,7 @@ from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, R
 from sae_transfer.specs import DataRef, ModelRef, RolloutsSpec, SaeRef, choice_or_number
 from sae_transfer.workflows.progress import Progress, Silent
 from sae_transfer.workflows.shelf import device as device_of
+from sae_transfer.workflows.shelf import refuse_shift
 
 if TYPE_CHECKING:
     from sae_transfer.models.split import SplitModel
@@ -209,8 +210,11 @@ def _loaded(spec: RolloutsSpec, found: _Found, progress: Progress) -> tuple["Spl
 
     sae = None if found.sae is None else saes.load(found.sae, device_of(spec))
     progress.stage(f"loading {found.model.ref.name}", 0)
-    boundaries = set() if sae is None else {sae.facts.hook_point.boundary}
-    return loading.load(found.model, spec.dtype, device_of(spec), boundaries), sae
+    hook = None if sae is None else sae.facts.hook_point
+    model = loading.load(found.model, spec.dtype, device_of(spec), set() if hook is None else {hook.boundary})
+    if sae is not None and hook is not None and hook.centred:
+        refuse_shift(model, {sae.name: hook.boundary})
+    return model, sae
 
 
 def _scale(spec: RolloutsSpec, model: "SplitModel", sae: "LoadedSae", ids: list[list[int]], progress: Progress) -> Scale:
@@ -229,9 +233,10 @@ def _scale(spec: RolloutsSpec, model: "SplitModel", sae: "LoadedSae", ids: list[
         samples = calibrate.sample_norms(
             *(model.name, [data], data.name, spec.batch_size),
             read=lambda _, tokens: model.prefix(tokens.tokens, tokens.mask, [hook.boundary]),
+            hook_points=[hook],
             advance=advance,
         )
-    norms = calibrate.describe(model.name, hook, samples[hook.boundary])
+    norms = calibrate.describe(model.name, hook, samples[hook])
     return calibrate.scale(norms, None, sae.name, sae.facts.wants_scaling, spec.norm_scaling_factor, spec.outlier_threshold)
 
 
@@ -249,7 +254,9 @@ def _generate(
         factor, threshold, own = scale.factor, scale.unscaled_threshold, sae
         change = (
             own.facts.hook_point.boundary,
-            lambda resid: reconstructed(resid, lambda x: own.reconstruct(x)[0], factor, threshold),
+            lambda resid: reconstructed(
+                resid, lambda x: own.reconstruct(x)[0], factor, threshold, own.facts.hook_point.centred
+            ),
         )
 
     def generate(rows: Sequence[int]) -> list[str]:

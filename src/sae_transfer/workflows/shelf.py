@@ -17,6 +17,7 @@ class Shelf:
     def __init__(self, found: Resolved, spec: EvaluateSpec, boundaries: list[int], progress: Progress) -> None:
         self.boundaries = boundaries
         self._progress = progress
+        self._centred = {s.ref.name: s.facts.hook_point.boundary for s in found.saes if s.facts.hook_point.centred}
         self._found = {model.ref.name: model for model in found.models}
         self._spec = spec
         self._held: SplitModel | None = None
@@ -29,7 +30,19 @@ class Shelf:
             self._held = None
             self._progress.stage(f"loading {name}", 0)
             self._held = loading.load(self._found[name], self._spec.dtype, device(self._spec), set(self.boundaries))
+            refuse_shift(self._held, self._centred)
         return self._held
+
+
+def refuse_shift(model: "SplitModel", centred: Mapping[str, int]) -> None:
+    """An SAE that sees no mean over d_model says nothing of it: the model must not feel it. `centred`: boundaries by SAE.
+
+    Raises: UserError E-SAE.
+    """
+    for name, boundary in centred.items():
+        if model.feels_shift(boundary):
+            what = f"SAE {name} was trained on centred weights (center_writing_weights), and {model.name} can't be centred"
+            raise UserError("E-SAE", what, "choose an SAE trained without, or a model whose every norm is a LayerNorm")
 
 
 def device(spec: EvaluateSpec | RolloutsSpec) -> str:
