@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copy, copytree, rmtree
 from typing import Any
 
 from recipes.demo_pair.files import write_json
@@ -57,7 +57,8 @@ def ship(folder: Path, to: Path, log: dict[str, object]) -> None:
     rmtree(beside, ignore_errors=True)
     for part in ("models", "saes"):
         copytree(folder / part, beside / part)
-    copytree(folder / "held_out", beside, dirs_exist_ok=True)
+    for name in ("text.jsonl", "chats.jsonl"):
+        copy(folder / "held_out" / name, beside / name)
     write_json(beside / "recipe.json", log)
     hashes = {
         path.relative_to(beside).as_posix(): sha256(path.read_bytes()).hexdigest()

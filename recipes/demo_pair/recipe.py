@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import sae_transfer
 from recipes.demo_pair import autoencoders, derivatives
 from recipes.demo_pair.autoencoders import SaeTraining
 from recipes.demo_pair.chats import Chat, chats
 from recipes.demo_pair.files import write_json, write_lines
 from recipes.demo_pair.language_models import Training, mean_loss, new_model, residuals, train
-from recipes.demo_pair.rollouts import with_rollouts
 from recipes.demo_pair.texts import documents
 from recipes.demo_pair.tokens import Row, batches, chat_rows, packed_rows, text_rows, train_tokenizer
 
 Log = dict[str, Any]
+LONGEST = 64
+"""Tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,11 @@ def make_relatives(recipe: Recipe, seed: int, folder: Path) -> None:
         autoencoders.save(sae, folder / "saes" / name)
 
     for split in ("validation", "held_out"):
-        told = documents(seed, split, recipe.evaluated)
-        asked = with_rollouts(chat, tokenizer, chats(seed, split, recipe.evaluated, polite=True))
+        told, asked = documents(seed, split, recipe.evaluated), chats(seed, split, recipe.evaluated, polite=True)
         write_lines(folder / split / "text.jsonl", [{"text": document.text} for document in told])
-        write_lines(folder / split / "chats.jsonl", asked)
+        write_lines(folder / split / "requests.jsonl", [{"instruction": chat.instruction} for chat in asked])
+        requests, answered = (str(folder / split / f"{name}.jsonl") for name in ("requests", "chats"))
+        sae_transfer.rollouts(str(folder / "models" / "chat"), requests, out=answered, max_tokens=LONGEST)
     losses = {"chat": chat_loss, "lora": lora_loss, "drifted": drifted_loss}
     watched = packed_rows(tokenizer, documents(seed, "validation", recipe.evaluated))
     about = {name: {"validation": mean_loss(model, watched), **norms(model, watched)} for name, model in models.items()}

@@ -252,11 +252,10 @@ def _generate(
     change = None
     if sae is not None and scale is not None:
         factor, threshold, own = scale.factor, scale.unscaled_threshold, sae
+        hook = own.facts.hook_point
         change = (
-            own.facts.hook_point.boundary,
-            lambda resid: reconstructed(
-                resid, lambda x: own.reconstruct(x)[0], factor, threshold, own.facts.hook_point.centred
-            ),
+            hook.boundary,
+            lambda resid: reconstructed(resid, lambda x: own.reconstruct(x)[0], factor, threshold, hook.centred),
         )
 
     def generate(rows: Sequence[int]) -> list[str]:
