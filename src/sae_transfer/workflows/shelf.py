@@ -1,5 +1,6 @@
 """Models by name, loaded when they are asked for, and the device that they go to."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sae_transfer.errors import UserError
