@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sae_transfer.errors import UserError
-from sae_transfer.specs import DataRef, HookPoint, ModelRef, SaeRef, byte_count, named_sources
+from sae_transfer.specs import DataRef, HookPoint, ModelRef, SaeRef, byte_count, in_formats, named_sources
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,22 @@ def test_half_of_a_model_and_its_adapter_is_refused(text: str) -> None:
 def test_an_error_is_one_line_that_steers_no_terminal() -> None:
     """Whatever a file holds: line breaks become spaces, control characters their escapes."""
     assert str(UserError("E-SAE", "a\nb \x1b[31m\x07")) == r"a b \x1b[31m\x07 [E-SAE]"
+
+
+def test_number_formats_are_of_one_model_or_of_all_others() -> None:
+    """[NAME=]DTYPE; float32 where none is given."""
+    models = [ModelRef.parse("a=./a"), ModelRef.parse("b=./b")]
+    for given, found, default in (
+        ([], ["float32", "float32"], "float32"),
+        (["bfloat16"], ["bfloat16", "bfloat16"], "bfloat16"),
+        (["b=8bit", "float16"], ["float16", "8bit"], "float16"),
+    ):
+        refs, run = in_formats(models, given)
+        assert ([ref.dtype for ref in refs], run) == (found, default)
+
+
+@pytest.mark.parametrize("given", [["c=8bit"], ["8bit", "4bit"], ["a=8bit", "a=4bit"]], ids=str)
+def test_a_number_format_of_no_model_or_a_second_one_is_refused(given: list[str]) -> None:
+    """A misspelt NAME must not leave a model in the default format."""
+    with pytest.raises(UserError, match=f"--dtype '{given[-1]}'.*E-OPTION"):
+        in_formats([ModelRef.parse("a=./a")], given)

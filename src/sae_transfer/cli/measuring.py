@@ -20,6 +20,8 @@ SAES = (
     "Folder; SAELens's release:sae_id; hf:org/repo[/path][@revision]; wandb:entity/project/artifact:version. "
     "MODEL is its own model, else that of the same NAME."
 )
+DTYPE = "float32 (default), bfloat16, float16, 8bit or 4bit (bitsandbytes): of the model NAME, or of all others."
+DEVICE = "auto, cpu, mps, cuda or cuda:N; map: a model too large for one over all GPUs, then memory, then disk."
 PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run code, though only tensors are let through."
 
 
@@ -40,14 +42,14 @@ def evaluate(
     batch_size: Annotated[int, Option(help="Rows that run together.")] = 8,
     max_documents: Annotated[int | None, Option(help="Only the first N documents of each data set.")] = None,
     bos: Annotated[bool | None, Option("--bos/--no-bos", help="Pack with BOS; default: as the SAEs say.")] = None,
-    dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[Many | None, Option(metavar="[NAME=]DTYPE", help=DTYPE)] = None,
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
     allow_pickle: Annotated[bool, Option("--allow-pickle", help=PICKLE)] = False,
 ) -> None:
     """Measure every SAE on every model and data set, and print the transfer matrix.
 
-    --model, --sae, --text, --chats and --rows may be given several times.
+    --model, --sae, --text, --chats, --rows and --dtype may be given several times.
     """
     from sae_transfer.cli.progress import for_terminal
     from sae_transfer.cli.reading import show_run
@@ -119,8 +121,8 @@ def rollouts(
         str, Option(help="Above it the SAE lets pass: auto, off, or a number (scaled norm).")
     ] = "auto",
     max_documents: Annotated[int | None, Option(help="Only the first N instructions.")] = None,
-    dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, Option(help="The model's: float32, bfloat16, float16, 8bit or 4bit.")] = "float32",
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
 ) -> None:
     """Let a model answer instructions greedily; the file of its answers is what evaluate takes as --chats.
 
