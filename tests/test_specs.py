@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sae_transfer.errors import UserError
-from sae_transfer.specs import DataRef, HookPoint, ModelRef, SaeRef, byte_count, in_formats, named_sources
+from sae_transfer.specs import DataKind, DataRef, HookPoint, HubData, ModelRef, SaeRef, byte_count, in_formats, named_sources
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,24 @@ def test_data_are_named_after_their_kind() -> None:
     """Unless they are given a name."""
     assert DataRef.parse("text", "./wiki.txt") == DataRef("text", "text", "./wiki.txt")
     assert DataRef.parse("chats", "alpaca=./a.jsonl") == DataRef("alpaca", "chats", "./a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "expected"),
+    [
+        ("text", "org/set", HubData("org/set")),
+        ("text", "org/set:en@v1", HubData("org/set", "en", "train", "v1")),
+        ("text", "org/set::test", HubData("org/set", None, "test")),
+        ("chats", "org/set:en:train[:9%]", HubData("org/set", "en", "train[:9%]", shuffled=True)),
+        ("text", "./org/set", None),
+        ("text", "org/set.jsonl", None),
+        ("text", "set.txt", None),
+        ("rows", "org/set", None),
+    ],
+)
+def test_data_sets_of_the_hub_are_no_paths(kind: DataKind, source: str, expected: HubData | None) -> None:
+    """ORG/NAME[:CONFIG[:SPLIT]][@REVISION]; whatever looks like a file, or lies here, is a file."""
+    assert HubData.parse(DataRef.parse(kind, source)) == expected
 
 
 @pytest.mark.parametrize("text", ["base=", "", ".."])

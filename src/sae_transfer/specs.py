@@ -116,6 +116,30 @@ class DataRef:
         return cls(name or kind, kind, source)
 
 
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the Hub. `shuffled`: all of it, in the order of the published evaluation; else streamed from its start."""
+
+    repo: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    shuffled: bool = False
+
+    @classmethod
+    def parse(cls, ref: DataRef) -> "HubData | None":
+        """`ORG/NAME[:CONFIG[:SPLIT]][@REVISION]`; None for a source that is a path. Chats and instructions are shuffled."""
+        match = re.fullmatch(r"([\w.\-]+/[\w.\-]+)(?::([\w.\-]*))?(?::([\w.\-\[:%\]]+))?(?:@([\w.\-/]+))?", ref.source)
+        if match is None or ref.source[0] in "./~" or os.path.exists(ref.source):  # noqa: PTH110  # no error for a name too long
+            return None
+        if ref.kind == "rows" or PurePath(match[1]).suffix.lower() in (".txt", ".jsonl", ".parquet", ".pkl"):
+            return None
+        return cls(match[1], match[2] or None, match[3] or "train", match[4], ref.kind != "text")
+
+    def __str__(self) -> str:
+        return f"{self.repo}:{self.config or ''}:{self.split}" + (f"@{self.revision}" if self.revision else "")
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
     """One model x one SAE x one data set x one token kind: the unit of every table."""

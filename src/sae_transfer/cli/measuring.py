@@ -16,6 +16,7 @@ Many = list[str]
 SOURCE = "[NAME=]SOURCE[+ADAPTER]"
 SAE = "[NAME[@MODEL]=]SOURCE"
 FILE = "[NAME=]FILE"
+DATA = "[NAME=]FILE|ORG/DATA[:CONFIG[:SPLIT]][@REVISION]"
 SAES = (
     "Folder; SAELens's release:sae_id; hf:org/repo[/path][@revision]; wandb:entity/project/artifact:version. "
     "MODEL is its own model, else that of the same NAME."
@@ -28,9 +29,14 @@ PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run c
 def evaluate(
     model: Annotated[Many, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
     sae: Annotated[Many, Option(metavar=SAE, help=SAES)],
-    text: Annotated[Many | None, Option(metavar=FILE, help="Documents: .txt, .jsonl or .parquet.")] = None,
+    text: Annotated[
+        Many | None, Option(metavar=DATA, help="Documents: .txt, .jsonl or .parquet; or of the Hub, streamed.")
+    ] = None,
     chats: Annotated[
-        Many | None, Option(metavar=FILE, help=".jsonl of instruction + completion, or messages; a published .pkl.")
+        Many | None,
+        Option(
+            metavar=DATA, help=".jsonl of instruction + completion, or messages; a published .pkl; or of the Hub, shuffled."
+        ),
     ] = None,
     rows: Annotated[Many | None, Option(metavar=FILE, help="Token ids, never repacked: .jsonl or .parquet.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Run directory; default: one under runs/.")] = None,
@@ -109,7 +115,10 @@ def _say_if_old(run: "Run", began: datetime) -> None:
 def rollouts(
     model: Annotated[str, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
     instructions: Annotated[
-        str, Option("--instructions", "--chats", metavar="FILE", help=".jsonl or .parquet of instruction.")
+        str,
+        Option(
+            "--instructions", "--chats", metavar="SOURCE", help=".jsonl or .parquet of instruction; or of the Hub, shuffled."
+        ),
     ],
     out: Annotated[Path, Option("--out", "-o", help="The .jsonl of instruction + completion, which --chats reads.")],
     chat_template: Annotated[str, Option(help="tokenizer, qwen, mistral, gemma, or a file with {instruction}.")] = "tokenizer",

@@ -191,7 +191,7 @@ def _prompts(spec: RolloutsSpec, found: _Found) -> _Prompts:
     if tokenizer is None:
         raise UserError("E-TOKENIZER", f"model {found.model.ref.name} has no tokenizer", "save one into its folder")
     render = templates.renderer(spec.chat_template, tokenizer)
-    read, with_input = data.instructions(found.data.at.path, spec.max_documents)
+    read, with_input = data.instructions(found.data.source, spec.max_documents)
     every = [(text, data.prompt(text, render, tokenizer)) for text in read]
     limit = found.model.facts.max_positions
     kept = [(text, ids) for text, ids in every if limit is None or len(ids) + spec.max_tokens <= limit]
