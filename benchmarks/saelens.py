@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import torch
 import transformer_lens.loading_from_pretrained as tl
-from datasets import Dataset  # type: ignore[import-untyped]
+from datasets import Dataset
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.load_model import HookedProxyLM
 from sae_lens.training.activation_scaler import ActivationScaler

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sae_transfer.errors import UserError
-from sae_transfer.specs import DataRef, HookPoint, ModelRef, SaeRef, byte_count, named_sources
+from sae_transfer.specs import DataKind, DataRef, HookPoint, HubData, ModelRef, SaeRef, byte_count, in_formats, named_sources
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,24 @@ def test_data_are_named_after_their_kind() -> None:
     """Unless they are given a name."""
     assert DataRef.parse("text", "./wiki.txt") == DataRef("text", "text", "./wiki.txt")
     assert DataRef.parse("chats", "alpaca=./a.jsonl") == DataRef("alpaca", "chats", "./a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "expected"),
+    [
+        ("text", "org/set", HubData("org/set")),
+        ("text", "org/set:en@v1", HubData("org/set", "en", "train", "v1")),
+        ("text", "org/set::test", HubData("org/set", None, "test")),
+        ("chats", "org/set:en:train[:9%]", HubData("org/set", "en", "train[:9%]", shuffled=True)),
+        ("text", "./org/set", None),
+        ("text", "org/set.jsonl", None),
+        ("text", "set.txt", None),
+        ("rows", "org/set", None),
+    ],
+)
+def test_data_sets_of_the_hub_are_no_paths(kind: DataKind, source: str, expected: HubData | None) -> None:
+    """ORG/NAME[:CONFIG[:SPLIT]][@REVISION]; whatever looks like a file, or lies here, is a file."""
+    assert HubData.parse(DataRef.parse(kind, source)) == expected
 
 
 @pytest.mark.parametrize("text", ["base=", "", ".."])
@@ -115,3 +133,22 @@ def test_half_of_a_model_and_its_adapter_is_refused(text: str) -> None:
 def test_an_error_is_one_line_that_steers_no_terminal() -> None:
     """Whatever a file holds: line breaks become spaces, control characters their escapes."""
     assert str(UserError("E-SAE", "a\nb \x1b[31m\x07")) == r"a b \x1b[31m\x07 [E-SAE]"
+
+
+def test_number_formats_are_of_one_model_or_of_all_others() -> None:
+    """[NAME=]DTYPE; float32 where none is given."""
+    models = [ModelRef.parse("a=./a"), ModelRef.parse("b=./b")]
+    for given, found, default in (
+        ([], ["float32", "float32"], "float32"),
+        (["bfloat16"], ["bfloat16", "bfloat16"], "bfloat16"),
+        (["b=8bit", "float16"], ["float16", "8bit"], "float16"),
+    ):
+        refs, run = in_formats(models, given)
+        assert ([ref.dtype for ref in refs], run) == (found, default)
+
+
+@pytest.mark.parametrize("given", [["c=8bit"], ["8bit", "4bit"], ["a=8bit", "a=4bit"]], ids=str)
+def test_a_number_format_of_no_model_or_a_second_one_is_refused(given: list[str]) -> None:
+    """A misspelt NAME must not leave a model in the default format."""
+    with pytest.raises(UserError, match=f"--dtype '{given[-1]}'.*E-OPTION"):
+        in_formats([ModelRef.parse("a=./a")], given)

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Literal, NoReturn
@@ -18,7 +18,9 @@ TOKEN_KINDS = ("all", "user_prompt", "rollout", "control_tokens", "system")
 CHAT_KINDS = TOKEN_KINDS[1:]
 TEMPLATES = ("tokenizer", "qwen", "mistral", "gemma")
 """Chat templates that have a name; any other is a file."""
-DTYPES = ("float32", "bfloat16", "float16")
+QUANTISED = ("8bit", "4bit")
+"""Number formats that bitsandbytes makes when a model is loaded."""
+DTYPES = ("float32", "bfloat16", "float16", *QUANTISED)
 
 TokenKind = Literal["all", "user_prompt", "rollout", "control_tokens", "system"]
 DataKind = Literal["text", "chats", "rows", "instructions"]
@@ -62,11 +64,12 @@ class HookPoint:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model under a NAME: a source, and perhaps a PEFT adapter on top of it."""
+    """A model under a NAME: a source, and perhaps a PEFT adapter on top of it. `dtype`: None is the run's."""
 
     name: str
     source: str
     adapter: str | None = None
+    dtype: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "ModelRef":
@@ -113,6 +116,30 @@ class DataRef:
         return cls(name or kind, kind, source)
 
 
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the Hub. `shuffled`: all of it, in the order of the published evaluation; else streamed from its start."""
+
+    repo: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    shuffled: bool = False
+
+    @classmethod
+    def parse(cls, ref: DataRef) -> "HubData | None":
+        """`ORG/NAME[:CONFIG[:SPLIT]][@REVISION]`; None for a source that is a path. Chats and instructions are shuffled."""
+        match = re.fullmatch(r"([\w.\-]+/[\w.\-]+)(?::([\w.\-]*))?(?::([\w.\-\[:%\]]+))?(?:@([\w.\-/]+))?", ref.source)
+        if match is None or ref.source[0] in "./~" or os.path.exists(ref.source):  # noqa: PTH110  # no error for a name too long
+            return None
+        if ref.kind == "rows" or PurePath(match[1]).suffix.lower() in (".txt", ".jsonl", ".parquet", ".pkl"):
+            return None
+        return cls(match[1], match[2] or None, match[3] or "train", match[4], ref.kind != "text")
+
+    def __str__(self) -> str:
+        return f"{self.repo}:{self.config or ''}:{self.split}" + (f"@{self.revision}" if self.revision else "")
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
     """One model x one SAE x one data set x one token kind: the unit of every table."""
@@ -155,13 +182,18 @@ class EvaluateSpec:
         for kind in self.token_kinds:
             if kind not in TOKEN_KINDS:
                 raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
-        _machine(self.dtype, self.device)
+        for dtype in (self.dtype, *(ref.dtype for ref in self.models if ref.dtype is not None)):
+            _machine(dtype, self.device)
         _positive("--norm-scaling-factor", self.norm_scaling_factor)
         _positive("--outlier-threshold", self.outlier_threshold)
         _whole("--batch-size", self.batch_size, 1)
         _whole("--max-documents", self.max_documents, 1)
         _whole("--context-size", self.context_size, 2)
         _whole("--activation-cache", self.activation_cache, 0)
+
+    def dtype_of(self, model: ModelRef) -> str:
+        """The number format that a model is loaded in: its own, else the run's."""
+        return model.dtype or self.dtype
 
     def own_model(self, sae: SaeRef) -> str | None:
         """The model that an SAE belongs to: the one it names, else the one of the same NAME, else None."""
@@ -216,8 +248,8 @@ def choice_or_number(option: str, value: str | float, choices: Iterable[str]) ->
 def _machine(dtype: str, device: str) -> None:
     if dtype not in DTYPES:
         raise UserError("E-OPTION", f"--dtype {dtype!r} is not known", f"choose from {', '.join(DTYPES)}")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise UserError("E-OPTION", f"--device {device!r} is not known", "give auto, cpu, mps, cuda or cuda:N")
+    if not re.fullmatch(r"auto|map|cpu|mps|cuda(:\d+)?", device):
+        raise UserError("E-OPTION", f"--device {device!r} is not known", "give auto, cpu, mps, cuda, cuda:N or map")
 
 
 def _whole(option: str, value: int | None, least: int) -> None:
@@ -270,6 +302,24 @@ def named_sources(sources: str | Iterable[str] | Mapping[str, str] | None) -> li
                 raise UserError("E-SPEC", f"{name!r} is no NAME", "use letters, digits, dots, dashes and underscores")
         return [f"{name}={source}" for name, source in sources.items()]
     return [str(source) for source in sources]
+
+
+def in_formats(models: Iterable[ModelRef], dtypes: Iterable[str]) -> tuple[tuple[ModelRef, ...], str]:
+    """Models, each with its number format, and the run's: of `[NAME=]DTYPE`, one without NAME is for all others.
+
+    Raises: UserError E-OPTION for a NAME that no model has, or that stands twice.
+    """
+    refs, given = tuple(models), dict[str, str]()
+    for text in dtypes:
+        name, _, dtype = text.rpartition("=")
+        if name in given:
+            raise UserError("E-OPTION", f"--dtype {text!r} is the second for {name or 'all models'}", "give one for each")
+        if name and name not in {ref.name for ref in refs}:
+            known = ", ".join(ref.name for ref in refs)
+            raise UserError("E-OPTION", f"--dtype {text!r} is for a model that is not there", f"name one of {known}")
+        given[name] = dtype
+    default = given.pop("", EvaluateSpec.dtype)
+    return tuple(replace(ref, dtype=given.get(ref.name, default)) for ref in refs), default
 
 
 def byte_count(option: str, text: str | int) -> int:

@@ -368,6 +368,16 @@ def an_unknown_dtype(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, dtype="float64")
 
 
+@case("E-OPTION", "float64")
+def an_unknown_dtype_of_one_model(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, dtype="base=float64")
+
+
+@case("E-OPTION", "'bass=float16' is for a model that is not there")
+def the_dtype_of_a_misspelt_model(pair: Pair, tmp: Path) -> list[str]:
+    return arguments(pair, dtype="bass=float16")
+
+
 @case("E-OPTION", "answers")
 def an_unknown_token_kind(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, token_kinds="answers")

@@ -32,8 +32,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
         parts = self.path.partition("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"] and len(parts) >= 6:
-            self._about("/".join(parts[2:4]), parts[4], parts[5])
+        if parts[0] == "datasets":
+            parts = parts[1:]
+        if parts[0] == "api" and parts[1] in ("models", "datasets") and len(parts) >= 4:
+            what, revision = parts[4:6] if len(parts) >= 6 else ("revision", "main")
+            self._about("/".join(parts[2:4]), what, revision, "/".join(parts[6:]))
         elif len(parts) >= 5 and parts[2] == "resolve":
             self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
@@ -41,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _about(self, repo: str, what: str, revision: str) -> None:
+    def _about(self, repo: str, what: str, revision: str, under: str) -> None:
         folder = self.server.repos.get(repo)
         if folder is None:
             self._refuse(401, "RepoNotFound")
@@ -49,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "RevisionNotFound")
         else:
             files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-            tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": _etag(folder / f)} for f in files]
+            tree = _tree(folder, folder / under, "recursive=true" in self.path.lower())
             info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
             self._answer(200, json.dumps(tree if what == "tree" else info).encode(), {"Content-Type": "application/json"})
 
@@ -65,7 +68,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 headers["Content-Length"] = str(len(body) // (2 if self.server.halved[repo] else 1))
                 body = body[: len(body) // 2]
-            self._answer(200, body, headers)
+            whole, part = len(body), self.headers.get("Range", "").removeprefix("bytes=")
+            if part and self.command == "GET":
+                first, _, last = part.partition("-")
+                body = body[int(first) : int(last or whole) + 1]
+                headers["Content-Range"] = f"bytes {first}-{int(first) + len(body) - 1}/{whole}"
+            self._answer(206 if "Content-Range" in headers else 200, body, headers)
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, b"", {"X-Error-Code": code} if code else {})
@@ -80,6 +88,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+
+def _tree(root: Path, folder: Path, recursive: bool) -> list[dict[str, Any]]:
+    """What lies in a folder, as the Hub tells it."""
+    return [
+        {"type": "file", "path": path.relative_to(root).as_posix(), "size": path.stat().st_size, "oid": _etag(path)}
+        if path.is_file()
+        else {"type": "directory", "path": path.relative_to(root).as_posix(), "oid": COMMIT}
+        for path in sorted(folder.rglob("*") if recursive else folder.glob("*"))
+    ]
 
 
 def _etag(path: Path) -> str:

@@ -16,19 +16,27 @@ Many = list[str]
 SOURCE = "[NAME=]SOURCE[+ADAPTER]"
 SAE = "[NAME[@MODEL]=]SOURCE"
 FILE = "[NAME=]FILE"
+DATA = "[NAME=]FILE|ORG/DATA[:CONFIG[:SPLIT]][@REVISION]"
 SAES = (
     "Folder; SAELens's release:sae_id; hf:org/repo[/path][@revision]; wandb:entity/project/artifact:version. "
     "MODEL is its own model, else that of the same NAME."
 )
+DTYPE = "float32 (default), bfloat16, float16, 8bit or 4bit (bitsandbytes): of the model NAME, or of all others."
+DEVICE = "auto, cpu, mps, cuda or cuda:N; map: a model too large for one over all GPUs, then memory, then disk."
 PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run code, though only tensors are let through."
 
 
 def evaluate(
     model: Annotated[Many, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
     sae: Annotated[Many, Option(metavar=SAE, help=SAES)],
-    text: Annotated[Many | None, Option(metavar=FILE, help="Documents: .txt, .jsonl or .parquet.")] = None,
+    text: Annotated[
+        Many | None, Option(metavar=DATA, help="Documents: .txt, .jsonl or .parquet; or of the Hub, streamed.")
+    ] = None,
     chats: Annotated[
-        Many | None, Option(metavar=FILE, help=".jsonl of instruction + completion, or messages; a published .pkl.")
+        Many | None,
+        Option(
+            metavar=DATA, help=".jsonl of instruction + completion, or messages; a published .pkl; or of the Hub, shuffled."
+        ),
     ] = None,
     rows: Annotated[Many | None, Option(metavar=FILE, help="Token ids, never repacked: .jsonl or .parquet.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Run directory; default: one under runs/.")] = None,
@@ -40,14 +48,14 @@ def evaluate(
     batch_size: Annotated[int, Option(help="Rows that run together.")] = 8,
     max_documents: Annotated[int | None, Option(help="Only the first N documents of each data set.")] = None,
     bos: Annotated[bool | None, Option("--bos/--no-bos", help="Pack with BOS; default: as the SAEs say.")] = None,
-    dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[Many | None, Option(metavar="[NAME=]DTYPE", help=DTYPE)] = None,
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
     allow_pickle: Annotated[bool, Option("--allow-pickle", help=PICKLE)] = False,
 ) -> None:
     """Measure every SAE on every model and data set, and print the transfer matrix.
 
-    --model, --sae, --text, --chats and --rows may be given several times.
+    --model, --sae, --text, --chats, --rows and --dtype may be given several times.
     """
     from sae_transfer.cli.progress import for_terminal
     from sae_transfer.cli.reading import show_run
@@ -107,7 +115,10 @@ def _say_if_old(run: "Run", began: datetime) -> None:
 def rollouts(
     model: Annotated[str, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
     instructions: Annotated[
-        str, Option("--instructions", "--chats", metavar="FILE", help=".jsonl or .parquet of instruction.")
+        str,
+        Option(
+            "--instructions", "--chats", metavar="SOURCE", help=".jsonl or .parquet of instruction; or of the Hub, shuffled."
+        ),
     ],
     out: Annotated[Path, Option("--out", "-o", help="The .jsonl of instruction + completion, which --chats reads.")],
     chat_template: Annotated[str, Option(help="tokenizer, qwen, mistral, gemma, or a file with {instruction}.")] = "tokenizer",
@@ -119,8 +130,8 @@ def rollouts(
         str, Option(help="Above it the SAE lets pass: auto, off, or a number (scaled norm).")
     ] = "auto",
     max_documents: Annotated[int | None, Option(help="Only the first N instructions.")] = None,
-    dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, Option(help="The model's: float32, bfloat16, float16, 8bit or 4bit.")] = "float32",
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
 ) -> None:
     """Let a model answer instructions greedily; the file of its answers is what evaluate takes as --chats.
 

@@ -12,7 +12,7 @@ from sae_transfer.data.packing import NOT_UNDER_TEST, TokenData, TokenRow
 from sae_transfer.data.templates import Message, Piece, Render
 from sae_transfer.data.text import records
 from sae_transfer.errors import UserError
-from sae_transfer.specs import TOKEN_KINDS
+from sae_transfer.specs import TOKEN_KINDS, HubData
 
 CODE = {kind: code for code, kind in enumerate(TOKEN_KINDS)}
 ROLES = ("system", "user", "assistant")
@@ -28,8 +28,9 @@ class OffsetTokenizer(Protocol):
     def __call__(self, text: str, **options: Any) -> Any: ...
 
 
-def read(path: Path, limit: int | None) -> list[list[Message]]:
-    """Chats of a .jsonl: `instruction` and `completion`, or `messages` of `role` and `content`; or of a published .pkl.
+def read(path: Path | HubData, limit: int | None) -> list[list[Message]]:
+    """Chats of a .jsonl: `instruction` and `completion`, or `messages` of `role` and `content`; or of a published .pkl,
+    or of a data set on the Hub.
 
     Raises: UserError E-DATA for a file without chats or a record that is neither.
     """

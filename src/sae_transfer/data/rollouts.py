@@ -18,12 +18,13 @@ from sae_transfer.data.templates import Message, Render
 from sae_transfer.data.text import records
 from sae_transfer.errors import UserError
 from sae_transfer.runs.directory import write_atomically
+from sae_transfer.specs import HubData
 
 ORIGIN_VERSION = 1
 ELSEWHERE = "give another -o"
 
 
-def instructions(path: Path, limit: int | None) -> tuple[list[str], int]:
+def instructions(path: Path | HubData, limit: int | None) -> tuple[list[str], int]:
     """The first `limit` instructions, and how many records before the last of them have an `input`, which no prompt here holds.
 
     Raises: UserError E-DATA for a file without instructions, or a record without one.

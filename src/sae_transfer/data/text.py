@@ -1,4 +1,4 @@
-"""Documents and records from local files: .txt, .jsonl, .parquet, .pkl; and rows of token ids. One record at a time."""
+"""Documents and records from files (.txt, .jsonl, .parquet, .pkl) and the Hub; and rows of token ids. One record at a time."""
 
 import json
 import re
@@ -15,20 +15,27 @@ import pyarrow.parquet as pq
 from sae_transfer.data.packing import ALL, NOT_UNDER_TEST, TokenData, TokenRow, whole_row
 from sae_transfer.data.pickles import published
 from sae_transfer.errors import UserError
+from sae_transfer.sources.hub import one_line
+from sae_transfer.specs import HubData
 
+SHUFFLE_SEED = 42
+"""That of the published evaluation on Alpaca."""
+REFUSALS = (ValueError, KeyError, RuntimeError)
+"""What `datasets` raises besides its own errors for a configuration, split or file that it can't read."""
 SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 """Escapes that may be half of a character, which no tokenizer takes."""
 
 
-def documents(path: Path, limit: int | None) -> list[str]:
-    """Non-empty documents: blocks between blank lines of a .txt, the `text` of a .jsonl line or a .parquet record.
+def documents(path: Path | HubData, limit: int | None) -> list[str]:
+    """Non-empty documents: blocks between blank lines of a .txt, the `text` of any other record.
 
-    Raises: UserError E-DATA for a file that holds none.
+    Raises: UserError E-DATA for a source that holds none.
     """
-    with closing(_blocks(path) if path.suffix.lower() == ".txt" else _field(path, "text")) as found:
+    blocks = isinstance(path, Path) and path.suffix.lower() == ".txt"
+    with closing(_blocks(path) if isinstance(path, Path) and blocks else _field(path, "text")) as found:
         kept = list(islice((text for text in found if text.strip()), limit))
     if not kept:
-        raise UserError("E-DATA", f"{path} holds no text", "give a file with at least one document")
+        raise UserError("E-DATA", f"{path} holds no text", "give at least one document")
     return kept
 
 
@@ -65,8 +72,14 @@ def _token_row(record: dict[str, Any], index: int, where: str) -> TokenRow:
     return TokenRow(index, np.asarray(tokens, dtype=np.int32), kinds, scored, owner)
 
 
-def records(path: Path) -> Generator[dict[str, Any], None, None]:
-    """The records of a .jsonl, .parquet or published .pkl file. Raises UserError E-DATA where one can't be read."""
+def records(path: Path | HubData) -> Generator[dict[str, Any], None, None]:
+    """The records of a .jsonl, .parquet or published .pkl file, or of a data set on the Hub.
+
+    Raises: UserError E-DATA where one can't be read, E-HUB.
+    """
+    if isinstance(path, HubData):
+        yield from _on_hub(path)
+        return
     if path.suffix.lower() == ".pkl":
         yield from published(path)
         return
@@ -93,6 +106,32 @@ def records(path: Path) -> Generator[dict[str, Any], None, None]:
             yield record
 
 
+def _on_hub(data: HubData) -> Generator[dict[str, Any], None, None]:
+    """Records by the library `datasets`, which runs none of a data set's code.
+
+    Shuffled, as the published evaluation takes Alpaca: without records that have an `input`, then in the order of seed 42;
+    `output` is the completion.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    where = {"name": data.config, "split": data.split, "revision": data.revision}
+    with one_line(data.repo, data.revision):
+        try:
+            if not data.shuffled:
+                yield from datasets.load_dataset(data.repo, **where, streaming=True)
+                return
+            whole = datasets.load_dataset(data.repo, **where)
+            if "input" in whole.column_names:
+                whole = whole.select([row for row, text in enumerate(whole["input"]) if not str(text or "").strip()])
+            for record in whole.shuffle(seed=SHUFFLE_SEED):
+                yield {"completion": record["output"], **record} if "output" in record else record
+        except (*REFUSALS, datasets.exceptions.DatasetsError, datasets.data_files.EmptyDatasetError) as error:
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError("E-DATA", f"{data} can't be read ({line:.300})", "check its configuration and split") from None
+
+
 def _lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
     try:
         yield from enumerate(file, start=1)
@@ -113,7 +152,7 @@ def _blocks(path: Path) -> Generator[str, None, None]:
         yield "".join(block).strip("\n")
 
 
-def _field(path: Path, key: str) -> Generator[str, None, None]:
+def _field(path: Path | HubData, key: str) -> Generator[str, None, None]:
     with closing(records(path)) as found:
         for number, record in enumerate(found):
             if not isinstance(record.get(key), str):

@@ -1,6 +1,7 @@
 """Local path (adapter, GGUF) -> a checked SplitModel, and a tokenizer. The one door to transformers and peft."""
 
 import io
+import logging
 import math
 import warnings
 from contextlib import redirect_stderr
@@ -12,36 +13,48 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from sae_transfer.errors import UserError
 from sae_transfer.models.families import family
 from sae_transfer.models.split import SplitModel
 from sae_transfer.sources.resolve import ResolvedModel
+from sae_transfer.specs import QUANTISED
 
 LOAD_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError, ArithmeticError),
-    *(SafetensorError, StrictDataclassError),
+    *(SafetensorError, StrictDataclassError, AssertionError),
 )
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every product that it casts to float16
 
 
 def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) -> SplitModel:
-    """Weights in `dtype` on `device`, the adapter on top, cut at the boundaries and compared with the uncut pass.
+    """Weights in `dtype` on `device` (`map`: on all there are), the adapter on top, cut at the boundaries and compared with
+    the uncut pass.
 
-    Raises: UserError E-MODEL where weights are missing or can't be read, E-NAN where logits are not finite.
+    Raises: UserError E-MODEL where weights are missing or can't be read, E-NAN where logits are not finite, E-OPTION where
+    the model can't be quantised here.
     """
     name = model.ref.name
     attention = family(model.facts.model_type).attention
-    where = _from(model.base.path) | ({"attn_implementation": attention} if attention else {})
+    placed = _placement(dtype, device)
+    where = _from(model.base.path) | placed | ({"attn_implementation": attention} if attention else {})
     try:
         with redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that can't be turned off
             loaded, info = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                **where,
+                **_format(dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except LOAD_ERRORS as error:
+        if dtype in QUANTISED:
+            what = f"--dtype {dtype}: model {name} can't be quantised on this machine ({_first_line(error)})"
+            raise UserError("E-OPTION", what, "give bfloat16") from None
         raise UserError("E-MODEL", f"model {name} can't be loaded ({_first_line(error)})", "check its folder") from None
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])])
@@ -49,7 +62,7 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
     if model.adapter is not None:
         loaded = _with_adapter(loaded, model.adapter.path, name)
     try:
-        split = SplitModel(loaded.to(device), name)
+        split = SplitModel(loaded if placed else loaded.to(device), name)
         _check_whole(split, info["unexpected_keys"])
         if max(boundaries, default=0) > split.n_layers:
             what = f"an SAE sits behind layer {split.n_layers - 1}, the last of model {name}"
@@ -95,6 +108,22 @@ def _with_adapter(loaded: Any, folder: Path, name: str) -> Any:
     if unused:
         raise UserError("E-MODEL", f"adapter of {name} can't be loaded ({unused[0]} fits nothing)", "check its folder")
     return adapted
+
+
+def _format(dtype: str) -> dict[str, Any]:
+    """How transformers is told of a number format: LLM.int8, or NF4. What bitsandbytes leaves alone is bfloat16."""
+    if dtype not in QUANTISED:
+        return {"dtype": getattr(torch, dtype)}
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    asked = BitsAndBytesConfig(**({"load_in_8bit": True} if dtype == "8bit" else nf4))
+    return {"dtype": torch.bfloat16, "quantization_config": asked}
+
+
+def _placement(dtype: str, device: str) -> dict[str, Any]:
+    """accelerate's device map, where the model is not simply moved when it is whole."""
+    if device == "map":
+        return {"device_map": "auto"}
+    return {"device_map": {"": device}} if dtype in QUANTISED else {}
 
 
 def _from(path: Path) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class _Stub(_Proxy):
 class SplitModel:
     """A model that can be run up to a boundary and on from there. Boundary b lies after b layers, 0 <= b <= n_layers.
 
+    Ids and masks are sent to `device`, and what comes back lies there, wherever accelerate has put the layers.
     Making one runs a probe of three tokens, which finds the layers by structure; `check` then compares cut and uncut
     passes on the real weights. Raises UserError E-MODEL where the model has no single stack of layers.
     """
@@ -85,7 +86,7 @@ class SplitModel:
         self.name = name
         self.lm = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
         self.lm.eval().requires_grad_(False)
-        self.device = self.lm.get_input_embeddings().weight.device
+        self.device = _execution_device(self.lm.get_input_embeddings())
         self.dtype: torch.dtype = next(self.lm.parameters()).dtype
         self.layers, self.stack_path, self.values, self.output_type, self.d_model = _probe(self.lm, self.device, name)
         self.stack = self.lm.get_submodule(self.stack_path)
@@ -149,14 +150,18 @@ class SplitModel:
             logits: Tensor = self.lm(input_ids=dummy, use_cache=False).logits
         finally:
             setattr(parent, attribute, self.stack)
-        return logits[0].float()
+        return logits[0].float().to(self.device)
 
     @contextmanager
     def changed(self, boundary: int, change: Callable[[Residual], Residual]) -> Iterator[None]:
         """Inside, every pass of the whole model goes on from what `change` makes of the residual at the boundary."""
         layer = min(boundary, self.n_layers - 1)
         proxy = _Layer(self.layers[layer], self.values)
-        proxy.__dict__["before" if boundary < self.n_layers else "after"] = change
+
+        def here(resid: Residual) -> Residual:
+            return change(resid.to(self.device)).to(resid.device)
+
+        proxy.__dict__["before" if boundary < self.n_layers else "after"] = here
         with self._swapped({layer: proxy}):
             yield
 
@@ -166,7 +171,7 @@ class SplitModel:
 
         def keep(boundary: int) -> Callable[[Tensor], Tensor]:
             def store(resid: Tensor) -> Tensor:
-                residuals[boundary] = resid
+                residuals[boundary] = resid.to(self.device)
                 self.resid_dtype[boundary] = resid.dtype
                 return resid
 
@@ -190,11 +195,14 @@ class SplitModel:
                 self.layers[layer] = original
 
     def _run(self, tokens: Tokens, mask: Mask) -> Residual:
+        output = self.stack(**self._arguments(tokens, mask))
+        hidden: Tensor = output.last_hidden_state
+        return hidden.to(self.device)
+
+    def _arguments(self, tokens: Tokens, mask: Mask) -> dict[str, Any]:
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         positions = {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)} if self.takes_positions else {}
-        output = self.stack(input_ids=tokens, attention_mask=mask.long(), use_cache=False, **positions)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return {"input_ids": tokens, "attention_mask": mask.long(), "use_cache": False, **positions}
 
     def check(self, boundaries: Iterable[int]) -> None:
         """Compare cut and uncut passes at the boundaries on random tokens, then look at zeroed ones (`zero_hidden`).
@@ -211,9 +219,9 @@ class SplitModel:
             reference = self.logits(hidden.flatten(0, 1))
             if not reference.isfinite().all():
                 raise UserError("E-NAN", f"model {self.name} gives logits that are not finite", "check its weights")
-            whole = self.lm(input_ids=tokens[0].to(self.device), attention_mask=mask.long().to(self.device), use_cache=False)
+            whole = self.lm(**_taken(self.lm, self._arguments(tokens[0], mask)))
             limit = TOLERANCE.get(self.dtype, 1e-2) * max(1.0, float(reference.abs().max()))
-            difference = whole.logits.float().flatten(0, 1) - reference
+            difference = whole.logits.float().flatten(0, 1).to(self.device) - reference
             if not float(difference[mask.flatten()].abs().max()) <= limit:
                 what = f"model {self.name} has logits that its last hidden states alone don't give"
                 raise UserError("E-MODEL", what, "choose another model")
@@ -259,6 +267,21 @@ class SplitModel:
         hidden = self.suffix(zeros, tokens, everywhere, boundary)
         alike = (hidden - hidden[0, 0]).abs().max() <= 1e-5 * hidden.abs().max().clamp(min=1.0)
         return hidden[0, 0] if bool(alike) else None
+
+
+def _execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes: under accelerate's offload its weights lie elsewhere between its calls."""
+    hook = getattr(module, "_hf_hook", None)
+    own = getattr(hook, "execution_device", None)
+    weight: Tensor = cast(Any, module).weight
+    return weight.device if own is None else torch.device(own)
+
+
+def _taken(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the module's forward takes."""
+    takes = inspect.signature(module.forward).parameters
+    every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    return {name: value for name, value in arguments.items() if every or name in takes}
 
 
 def _probe(lm: nn.Module, device: torch.device, name: str) -> tuple[nn.ModuleList, str, int, type, int]:

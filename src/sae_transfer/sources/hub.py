@@ -6,7 +6,7 @@ from glob import escape
 from pathlib import Path
 from posixpath import join, normpath
 
-from huggingface_hub import file_exists, snapshot_download
+from huggingface_hub import HfApi, file_exists, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: that of httpx or httpx2, by its version
     GatedRepoError,
     HfHubHTTPError,
@@ -29,7 +29,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
 
     Raises: UserError E-HUB where the repository, its revision or the network can't be had.
     """
-    with _one_line(repo, revision):
+    with one_line(repo, revision):
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=NOT_MODEL_FILES))
     return folder, folder.name
 
@@ -40,19 +40,32 @@ def download_folder(repo: str, folder: str, files: Collection[str], revision: st
     Raises: UserError E-HUB.
     """
     below = [normpath(join(folder, file)) for file in files]
-    with _one_line(repo, revision):
+    with one_line(repo, revision):
         root = Path(snapshot_download(repo, revision=revision, allow_patterns=[escape(path) for path in below]))
     return root / folder, root.name
 
 
 def holds(repo: str, path: str, revision: str) -> bool:
     """Whether a repository has a file. Raises UserError E-HUB."""
-    with _one_line(repo, revision):
+    with one_line(repo, revision):
         return file_exists(repo, path, revision=revision)
 
 
+def data_commit(repo: str, revision: str | None) -> str:
+    """The commit of a data set. Raises UserError E-HUB."""
+    with one_line(repo, revision):
+        try:
+            commit = HfApi().dataset_info(repo, revision=revision).sha
+        except HfHubHTTPError:
+            raise
+        except HTTPError as error:  # no answer at all
+            raise OfflineModeIsEnabled(str(error)) from None
+    assert commit is not None
+    return commit
+
+
 @contextmanager
-def _one_line(repo: str, revision: str | None) -> Iterator[None]:
+def one_line(repo: str, revision: str | None) -> Iterator[None]:
     """What the Hub's client raises, as a UserError."""
     at = f"{repo}@{revision}" if revision else repo
     try:

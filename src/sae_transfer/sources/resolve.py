@@ -19,7 +19,7 @@ from sae_transfer.sources.configs import (
     model_facts,
 )
 from sae_transfer.sources.formats import FORMATS, files, recognised, refuse_pickle, sae_facts
-from sae_transfer.specs import TEMPLATES, DataRef, ModelRef, SaeRef
+from sae_transfer.specs import TEMPLATES, DataRef, HubData, ModelRef, SaeRef
 
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
 HUB_FOLDER = re.compile(r"([\w.\-]+/[\w.\-]+)(?:/([^@]+?)/?)?(?:@([\w.\-/]+))?")
@@ -63,10 +63,16 @@ class ResolvedSae:
 
 @dataclass(frozen=True)
 class ResolvedData:
-    """A data set's file."""
+    """A data set: its file, or what it is on the Hub at which commit."""
 
     ref: DataRef
     at: Located
+    hub: HubData | None = None
+
+    @property
+    def source(self) -> Path | HubData:
+        """What its records are read from."""
+        return self.hub or self.at.path
 
 
 def model(ref: ModelRef) -> ResolvedModel:
@@ -135,7 +141,10 @@ def _sae_on_hub(source: str, allow_pickle: bool) -> Located:
 
 
 def data(ref: DataRef) -> ResolvedData:
-    """Find a data file. Raises UserError E-PATH, E-DATA."""
+    """Find a data file, or a data set's commit on the Hub. Raises UserError E-PATH, E-DATA, E-HUB."""
+    if found := HubData.parse(ref):
+        commit = hub.data_commit(found.repo, found.revision)
+        return ResolvedData(ref, Located(Path(str(found)), commit, {}), replace(found, revision=commit))
     path = local.existing(ref.source, f"{ref.kind} file")
     suffixes = DATA_SUFFIXES[ref.kind]
     if not path.is_file() or path.suffix.lower() not in suffixes:

@@ -23,6 +23,7 @@ from sae_transfer.specs import (
     SaeRef,
     byte_count,
     choice_or_number,
+    in_formats,
     named_sources,
 )
 from sae_transfer.workflows.calibrate import calibrate
@@ -50,7 +51,7 @@ def evaluate(
     batch_size: int = EvaluateSpec.batch_size,
     max_documents: int | None = EvaluateSpec.max_documents,
     bos: bool | None = EvaluateSpec.bos,
-    dtype: str = EvaluateSpec.dtype,
+    dtype: Sources | None = None,
     device: str = EvaluateSpec.device,
     activation_cache: str | int = "2GB",
     allow_pickle: bool = EvaluateSpec.allow_pickle,
@@ -58,15 +59,17 @@ def evaluate(
 ) -> Run:
     """Evaluate every SAE on every model and data set, and give the run: `run.table()` is the transfer matrix.
 
-    Arguments are those of `sae-transfer evaluate`; sources are a string, several, or a mapping of NAME to source. The same
-    call with the same `out` resumes a run that was cut off. Raises: UserError for anything that the caller can mend.
+    Arguments are those of `sae-transfer evaluate`; sources are a string, several, or a mapping of NAME to source, and so is
+    `dtype`: `"bfloat16"`, or `{"base": "float32", "small": "8bit"}`. The same call with the same `out` resumes a run that
+    was cut off. Raises: UserError for anything that the caller can mend.
     """
     data: tuple[tuple[str, Sources | None], ...] = (("text", text), ("chats", chats), ("rows", rows))
     factor = choice_or_number("--norm-scaling-factor", norm_scaling_factor, ("auto", "saelens", "own"))
     threshold = choice_or_number("--outlier-threshold", outlier_threshold, ("auto", "off"))
     kinds = token_kinds.split(",") if isinstance(token_kinds, str) else token_kinds
+    refs, default = in_formats((ModelRef.parse(source) for source in named_sources(models)), named_sources(dtype))
     spec = EvaluateSpec(
-        models=tuple(ModelRef.parse(source) for source in named_sources(models)),
+        models=refs,
         saes=tuple(SaeRef.parse(source) for source in named_sources(saes)),
         data=tuple(DataRef.parse(kind, source) for kind, sources in data for source in named_sources(sources)),  # type: ignore[arg-type]
         chat_template=chat_template,
@@ -77,7 +80,7 @@ def evaluate(
         batch_size=batch_size,
         max_documents=max_documents,
         bos=bos,
-        dtype=dtype,
+        dtype=default,
         device=device,
         activation_cache=byte_count("--activation-cache", activation_cache),
         allow_pickle=allow_pickle,

@@ -1,13 +1,15 @@
 """Names -> resolved sources, checked against each other by config alone: no tensor library, no weight is read."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import Source
 from sae_transfer.sources import configs, resolve
 from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, ResolvedSae
-from sae_transfer.specs import EvaluateSpec
+from sae_transfer.specs import QUANTISED, EvaluateSpec
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ def resolved(spec: EvaluateSpec) -> Resolved:
 
     Raises: UserError.
     """
+    check_formats({spec.dtype_of(ref) for ref in spec.models})
     data = tuple(resolve.data(ref) for ref in spec.data)
+    for entry in data:
+        if entry.hub and not entry.hub.shuffled and spec.max_documents is None:
+            what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
+            raise UserError("E-SPEC", what, "give --max-documents N")
     saes = tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes)
     models = tuple(resolve.model(ref) for ref in spec.models)
     for sae in saes:
@@ -47,6 +54,14 @@ def resolved(spec: EvaluateSpec) -> Resolved:
         context_size(spec, saes, models)
     template = resolve.template(spec.chat_template) if any(ref.kind == "chats" for ref in spec.data) else None
     return Resolved(models, saes, data, template)
+
+
+def check_formats(dtypes: Collection[str]) -> None:
+    """Whether this installation can make the number formats. Raises UserError E-OPTION."""
+    for dtype in sorted(set(dtypes) & set(QUANTISED)):
+        if find_spec("bitsandbytes") is None:
+            what = f"--dtype {dtype} needs bitsandbytes, which is not installed"
+            raise UserError("E-OPTION", what, "pip install 'sae-transfer[bitsandbytes]'")
 
 
 def _source(at: Located, facts: Any = None) -> Source:

@@ -13,9 +13,10 @@ from sae_transfer.runs.provenance import hardware, versions
 from sae_transfer.sources import configs, resolve
 from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, ResolvedSae
 from sae_transfer.specs import DataRef, ModelRef, RolloutsSpec, SaeRef, choice_or_number
+from sae_transfer.workflows.prepare import check_formats
 from sae_transfer.workflows.progress import Progress, Silent
 from sae_transfer.workflows.shelf import device as device_of
-from sae_transfer.workflows.shelf import refuse_shift
+from sae_transfer.workflows.shelf import placement, refuse_shift
 
 if TYPE_CHECKING:
     from sae_transfer.models.split import SplitModel
@@ -122,6 +123,7 @@ def run(spec: RolloutsSpec, progress: Progress) -> Rollouts:
 
 
 def _resolved(spec: RolloutsSpec) -> _Found:
+    check_formats({spec.dtype})
     data = resolve.data(spec.instructions)
     template = resolve.template(spec.chat_template)
     sae = None if spec.splice is None else resolve.sae(spec.splice)
@@ -189,7 +191,7 @@ def _prompts(spec: RolloutsSpec, found: _Found) -> _Prompts:
     if tokenizer is None:
         raise UserError("E-TOKENIZER", f"model {found.model.ref.name} has no tokenizer", "save one into its folder")
     render = templates.renderer(spec.chat_template, tokenizer)
-    read, with_input = data.instructions(found.data.at.path, spec.max_documents)
+    read, with_input = data.instructions(found.data.source, spec.max_documents)
     every = [(text, data.prompt(text, render, tokenizer)) for text in read]
     limit = found.model.facts.max_positions
     kept = [(text, ids) for text, ids in every if limit is None or len(ids) + spec.max_tokens <= limit]
@@ -211,7 +213,7 @@ def _loaded(spec: RolloutsSpec, found: _Found, progress: Progress) -> tuple["Spl
     sae = None if found.sae is None else saes.load(found.sae, device_of(spec))
     progress.stage(f"loading {found.model.ref.name}", 0)
     hook = None if sae is None else sae.facts.hook_point
-    model = loading.load(found.model, spec.dtype, device_of(spec), set() if hook is None else {hook.boundary})
+    model = loading.load(found.model, spec.dtype, placement(spec), set() if hook is None else {hook.boundary})
     if sae is not None and hook is not None and hook.centred:
         refuse_shift(model, {sae.name: hook.boundary})
     return model, sae

@@ -1,5 +1,6 @@
 """Models by name, loaded when they are asked for, and the device that they go to."""
 
+import gc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,10 @@ class Shelf:
 
         if self._held is None or self._held.name != name:
             self._held = None
+            gc.collect()  # the hooks of --device map refer to each other
             self._progress.stage(f"loading {name}", 0)
-            self._held = loading.load(self._found[name], self._spec.dtype, device(self._spec), set(self.boundaries))
+            found = self._found[name]
+            self._held = loading.load(found, self._spec.dtype_of(found.ref), placement(self._spec), set(self.boundaries))
             refuse_shift(self._held, self._centred)
         return self._held
 
@@ -46,11 +49,16 @@ def refuse_shift(model: "SplitModel", centred: Mapping[str, int]) -> None:
             raise UserError("E-SAE", what, "choose an SAE trained without, or a model whose every norm is a LayerNorm")
 
 
+def placement(spec: EvaluateSpec | RolloutsSpec) -> str:
+    """Where a model goes: `map`, or the one device. Raises UserError E-OPTION."""
+    return spec.device if spec.device == "map" else device(spec)
+
+
 def device(spec: EvaluateSpec | RolloutsSpec) -> str:
-    """The device that `--device` means. Raises UserError E-OPTION where this machine has none such."""
+    """The device that `--device` means, with `map` that of SAEs. Raises UserError E-OPTION where this machine has none such."""
     import torch
 
-    if spec.device == "auto":
+    if spec.device in ("auto", "map"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     there = {"cpu"}
     if torch.backends.mps.is_available():

@@ -84,7 +84,7 @@ def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Res
     owner, tokenizer = next(iter(tokenizers.items()))
     size = context_size(spec, found.saes, found.models)
     bos = _bos(tokenizer, owner) if prepend_bos(spec, found.saes) else None
-    texts = text.documents(data.at.path, spec.max_documents)
+    texts = text.documents(data.source, spec.max_documents)
     encoded = (tokenizer(document, add_special_tokens=False)["input_ids"] for document in texts)
     rows = tuple(packing.pack(encoded, size, bos))
     if not rows:
@@ -96,7 +96,7 @@ def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Re
     """Rendered and tokenised by the first model whose tokenizer can."""
     from sae_transfer.data import chat
 
-    chats = chat.read(data.at.path, spec.max_documents)
+    chats = chat.read(data.source, spec.max_documents)
     owner, render = _renderer(spec.chat_template, tokenizers)
     limit = spec.context_size or longest(found.models)
     tokens = chat.tokenise(chats, render, tokenizers[owner], data.ref.name, limit)

@@ -1,0 +1,144 @@
+"""Data sets on the Hub, through `datasets` and a real server, from a fresh process: the client reads its settings once."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import TEXTS, Pair, write_jsonl
+from tests.running import fresh
+from tests.sources.serving import COMMIT, Hub, serve
+
+READ = """
+import json, sys
+from sae_transfer.data import chat, rollouts, text
+from sae_transfer.errors import UserError
+from sae_transfer.sources import resolve
+from sae_transfer.specs import DataRef
+kind, source, limit = sys.argv[1:]
+try:
+    found = resolve.data(DataRef.parse(kind, source))
+    limit = int(limit) or None
+    if kind == "text":
+        read = text.documents(found.source, limit)
+    elif kind == "chats":
+        read = [[message.content for message in messages] for messages in chat.read(found.source, limit)]
+    else:
+        read = rollouts.instructions(found.source, limit)[0]
+    print(json.dumps({"read": read, "revision": found.at.revision, "path": str(found.at.path)}))
+except UserError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+EVALUATE = """
+import json, sys, sae_transfer
+try:
+    model, sae, text, limit, out = sys.argv[1:]
+    run = sae_transfer.evaluate(model, sae, text=text, max_documents=int(limit) or None, out=out)
+    print(json.dumps({"sources": {name: vars(at) for name, at in run.manifest.sources.items()}, "records": run.records()}))
+except sae_transfer.UserError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+ALPACA = [{"instruction": f"Do {i}", "input": "on this" if i % 5 == 0 else "", "output": f"Done {i}"} for i in range(40)]
+
+Asked = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub with a data set of texts (two configurations), one of answers, one of another column, and one that runs code."""
+    root = tmp_path_factory.mktemp("data_sets")
+    repos = {f"lab/{name}": root / name for name in ("texts", "alpaca", "odd", "script", "empty")}
+    for folder in repos.values():
+        folder.mkdir()
+    for name, texts in (("whole", TEXTS), ("few", TEXTS[:3])):
+        (root / "texts" / name).mkdir()
+        pq.write_table(pa.table({"text": texts}), root / "texts" / name / "train.parquet")
+    paths = "\n".join(f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in ("whole", "few"))
+    (root / "texts" / "README.md").write_text(f"---\nconfigs:\n{paths}\n---\n")
+    write_jsonl(root / "alpaca" / "train.jsonl", ALPACA)
+    write_jsonl(root / "odd" / "test.jsonl", [{"content": "text"}])
+    (root / "script" / "script.py").write_text("raise SystemExit")
+    with serve(repos) as server:
+        yield server
+
+
+@pytest.fixture
+def ask(hub: Hub, tmp_path: Path) -> Asked:
+    """Run code in a fresh process with an empty cache of its own, its one line of output read as JSON."""
+
+    def asked(code: str, *args: str, endpoint: str = hub.endpoint, **settings: str) -> dict[str, Any]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+        env = kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"} | settings
+        done = fresh("-c", code, *args, env=env)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("source", "texts"), [("lab/texts:whole", TEXTS), ("a=lab/texts:few@v1", TEXTS[:3]), ("lab/texts:few:train", TEXTS[:3])]
+)
+def test_text_is_the_first_documents_of_a_stream(ask: Asked, source: str, texts: list[str]) -> None:
+    """In the data set's own order, of the configuration, split and revision that are named; the commit is kept."""
+    found = ask(READ, "text", source, "5")
+    assert (found["read"], found["revision"]) == (texts[:5], COMMIT)
+
+
+@pytest.mark.parametrize("kind", ["chats", "instructions"])
+def test_chats_are_filtered_and_shuffled_as_published(ask: Asked, kind: str) -> None:
+    """Alpaca's records without an input, in the order that seed 42 gives them."""
+    alone = [record for record in ALPACA if not record["input"]]
+    order = np.random.default_rng(42).permutation(len(alone))
+    expected = [[alone[row]["instruction"], alone[row]["output"]] for row in order]
+    found = ask(READ, kind, "lab/alpaca", "7")["read"]
+    assert found == [chat if kind == "chats" else chat[0] for chat in expected][:7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "said"),
+    [
+        ("text", "lab/none", "lab/none is not on the Hub, or is private"),
+        ("text", "lab/texts:few@v2", "lab/texts has no revision 'v2'"),
+        ("text", "lab/texts:many", "can't be read (BuilderConfig 'many' not found"),
+        ("text", "lab/texts", "can't be read (Config name is missing"),
+        ("text", "lab/texts:few:test", "can't be read (Bad split: test"),
+        ("text", "lab/odd::test", "record 0 has no 'text' that is a string"),
+        ("chats", "lab/odd::test", "record 0 has neither instruction and completion nor messages"),
+        ("instructions", "lab/odd::test", "record 0 has no instruction that is a string"),
+        ("text", "lab/script", "can't be read (Dataset scripts are no longer supported"),
+        ("chats", "lab/empty", "can't be read ("),
+        ("text", "lab/missing.jsonl", "does not exist"),
+        ("rows", "lab/texts", "does not exist"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_one_line(ask: Asked, kind: str, source: str, said: str) -> None:
+    """A name, revision, configuration, split or column that is not there; code is never run."""
+    error = ask(READ, kind, source, "5")["error"]
+    assert said in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize("settings", [{"endpoint": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
+def test_a_hub_that_is_down_is_one_line(ask: Asked, settings: dict[str, str]) -> None:
+    """No connection, or none allowed."""
+    assert ask(READ, "text", "lab/texts:few", "5", **settings)["error"].endswith(
+        "the Hub can't be reached: check the network [E-HUB]"
+    )
+
+
+def test_a_streamed_data_set_needs_an_end(ask: Asked, pair: Pair, tmp_path: Path) -> None:
+    """--max-documents says where; run.json then keeps the commit, and the numbers are those of the same text in a file."""
+    found = ask(EVALUATE, str(pair.base), str(pair.sae_base), "lab/texts:whole", "0", str(tmp_path / "none"))
+    assert "give --max-documents N [E-SPEC]" in found["error"]
+    found = ask(EVALUATE, str(pair.base), str(pair.sae_base), "lab/texts:whole", "40", str(tmp_path / "hub"))
+    local = ask(EVALUATE, str(pair.base), str(pair.sae_base), str(pair.text), "40", str(tmp_path / "local"))
+    assert found["sources"]["data:text"]["revision"] == COMMIT
+    assert found["records"] == local["records"]
