@@ -36,6 +36,9 @@ def evaluate(
     max_documents: Annotated[int | None, Option(help="Only the first N documents of each data set.")] = None,
     bos: Annotated[bool | None, Option("--bos/--no-bos", help="Pack with BOS; default: as the SAEs say.")] = None,
     dtype: Annotated[str, Option(help="The model's: float32, bfloat16 or float16.")] = "float32",
+    published: Annotated[
+        bool, Option("--published", help="Chats and legacy CE recovered as the published code has them, quirks and all.")
+    ] = False,
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
 ) -> None:
@@ -65,6 +68,7 @@ def evaluate(
             max_documents=max_documents,
             bos=bos,
             dtype=dtype,
+            published=published,
             device=device,
             activation_cache=activation_cache,
             progress=progress,

@@ -51,6 +51,7 @@ def evaluate(
     max_documents: int | None = EvaluateSpec.max_documents,
     bos: bool | None = EvaluateSpec.bos,
     dtype: str = EvaluateSpec.dtype,
+    published: bool = EvaluateSpec.published,
     device: str = EvaluateSpec.device,
     activation_cache: str | int = "2GB",
     progress: Progress | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         max_documents=max_documents,
         bos=bos,
         dtype=dtype,
+        published=published,
         device=device,
         activation_cache=byte_count("--activation-cache", activation_cache),
     )
