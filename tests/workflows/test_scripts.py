@@ -1,6 +1,7 @@
 """The three published scripts on the demo pair: published keys in published order, appended; mistakes are one line."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ CHAT = str(PAIR / "models" / "chat")
 BASE_SAE, CHAT_SAE = (str(PAIR / "saes" / name) for name in ("base", "chat"))
 TEXT_FLAGS = ("--eval_batch_size_prompts", "2", "--eval_batches", "3", "--num_act_batches", "10")
 LOCAL = ("--model_path", CHAT, "--norm_scaling_factor", "2.67")
-PILE = ("--sae_project", "qwen-500M-base", "--model_name", "qwen1.5-0.5B-chat", *TEXT_FLAGS, *LOCAL)
-PILE += ("--sae_path", BASE_SAE, "--text", str(PAIR / "text.jsonl"))
-FINETUNED = PILE[2:]
-ALPACA = ("--chat_model_name", "qwen1.5-0.5b-chat", "--base_sae_project", "qwen-500M-base", "--batch_size", "4", *LOCAL)
-ALPACA += ("--chat_sae_project", "qwen-500M-chat", "--base_sae_path", BASE_SAE, "--chat_sae_path", CHAT_SAE)
+FINETUNED = (
+    *("--model_name", "qwen1.5-0.5B-chat", *TEXT_FLAGS, *LOCAL),
+    *("--sae_path", BASE_SAE, "--text", str(PAIR / "text.jsonl")),
+)
+PILE = ("--sae_project", "qwen-500M-base", *FINETUNED)
+ALPACA = (
+    *("--chat_model_name", "qwen1.5-0.5b-chat", "--base_sae_project", "qwen-500M-base", "--batch_size", "4", *LOCAL),
+    *("--chat_sae_project", "qwen-500M-chat", "--base_sae_path", BASE_SAE, "--chat_sae_path", CHAT_SAE),
+)
 CHATS = ("--chats", str(PAIR / "chats.jsonl"))
 
 KEYS = {
@@ -48,7 +53,7 @@ def records(name: str, *args: str) -> list[dict[str, Any]]:
     return found
 
 
-def without(args: tuple[str, ...], flag: str) -> list[str]:
+def without(args: Sequence[str], flag: str) -> list[str]:
     """A command line that lacks a flag and its value."""
     at = args.index(flag)
     return [*args[:at], *args[at + 2 :]]
