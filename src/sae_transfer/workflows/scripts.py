@@ -162,8 +162,11 @@ def _found(model: published.PublishedModel) -> str:
 def _rollouts(
     progress: Progress, model: published.PublishedModel, ref: ModelRef, source: str, num_samples: int | None, batch_size: int
 ) -> DataRef:
-    """The chat model's own answers, in a .jsonl under the name of the published file, which a later call reads."""
-    if num_samples is None:
+    """The chat model's own answers, in a .jsonl under the name of the published file, which a later call reads: then there
+    are at least as many as before, however few are asked for."""
+    out = Path(model.chats or "generated_data").with_suffix(".jsonl")
+    there = out.read_bytes().count(b"\n") if out.is_file() else 0
+    if num_samples is None and not there:
         raise UserError("E-OPTION", "there are no chats yet", "say how many records to answer with --num_samples")
     instructions = resolve.data(DataRef("instructions", "instructions", source))
 
@@ -171,13 +174,13 @@ def _rollouts(
     from sae_transfer.data.text import records
 
     with closing(records(instructions.at.path)) as found:
-        count = len(asked(found, num_samples))
+        count = max(there, len(asked(found, num_samples or 0)))
     if not count:
         raise UserError("E-OPTION", f"--num_samples {num_samples} holds no instruction without an input", "give a larger one")
     spec = RolloutsSpec(
         model=ref,
         instructions=instructions.ref,
-        out=Path(model.chats or "generated_data").with_suffix(".jsonl"),
+        out=out,
         chat_template=model.template or "",
         batch_size=batch_size,
         max_documents=count,
