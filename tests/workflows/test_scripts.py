@@ -124,7 +124,6 @@ MISTAKES = {
     "no number": ("sae_transfer_script.py", [*PILE, "--eval_batches", "many"], "many"),
     "misspelt flag": ("sae_transfer_script.py", [*PILE, "--outliers"], "--outliers"),
     "too little text": ("sae_transfer_script.py", [*PILE, "--eval_batches", "1000"], "2000 are asked for"),
-    "no such text": ("sae_transfer_script.py", without(PILE, "--text"), published.PILE),
     "wrong mask type": ("alpaca_transfer_script.py", [*ALPACA, *CHATS, "--mask_type", "system"], "control_tokens"),
     "base SAE as chat SAE": (
         "alpaca_transfer_script.py",
@@ -174,6 +173,14 @@ def test_a_results_file_that_holds_something_else_is_left_alone(here: Path) -> N
 def test_both_spellings_of_a_model_are_accepted(name: str) -> None:
     """Published, each script takes one of them."""
     assert published.model(name, "--model_name").hub == "Qwen/Qwen1.5-0.5B-Chat"
+
+
+def test_both_gemma_saes_lie_in_one_project_of_another_name() -> None:
+    """`gemma-2b-base` and `gemma-2b-it` are versions 8 and 7 of artifacts in W&B project `gemma-2`."""
+    found = {**published.BASE_SAES, **published.CHAT_SAES}
+    base, chat = (published.wandb_source(f"ckkissane/{found[name]}") for name in ("gemma-2b-base", "gemma-2b-it"))
+    assert base == "wandb:ckkissane/gemma-2/sae_gemma-2b_blocks.9.hook_resid_pre_32768:v8"
+    assert chat == "wandb:ckkissane/gemma-2/sae_gemma-2b-it_blocks.9.hook_resid_pre_32768:v7"
 
 
 def test_an_unpublished_model_is_refused_with_those_that_are() -> None:

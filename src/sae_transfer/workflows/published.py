@@ -112,6 +112,11 @@ def artifact(project: str, option: str, known: Mapping[str, str]) -> str:
     return known[project]
 
 
+def wandb_source(artifact: str) -> str:
+    """`--sae` source of an artifact entity/project/name:version."""
+    return f"wandb:{artifact}"
+
+
 def text_values(record: Mapping[str, Any]) -> dict[str, Any]:
     """The measured part of a Pile or fine-tuned record."""
     return {key: record[column] for key, column in TEXT_COLUMNS.items()}

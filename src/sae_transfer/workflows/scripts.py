@@ -194,7 +194,7 @@ def _model(model: published.PublishedModel, path: str | None) -> ModelRef:
 
 
 def _sae(name: str, artifact: str, path: str | None) -> SaeRef:
-    return SaeRef(name, path or f"wandb:{artifact}")
+    return SaeRef(name, path or published.wandb_source(artifact))
 
 
 def _data(kind: DataKind, source: str) -> DataRef:
