@@ -5,6 +5,8 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,20 @@ from sae_transfer.cli.app import main
 
 def run(*args: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `sae-transfer ARGS`, in this process."""
+    return _ended(main, args)
+
+
+def run_script(name: str, *args: str) -> tuple[int, str, str]:
+    """The same of `python NAME ARGS`, a script at the repository's root."""
+    return _ended(import_module(name.removesuffix(".py")).main, args)
+
+
+def _ended(program: Callable[[list[str]], None], args: tuple[str, ...]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main(list(args))
+            program(list(args))
         except SystemExit as stop:
             code = int(stop.code or 0)
     return code, out.getvalue(), err.getvalue()

@@ -12,7 +12,7 @@ from recipes.demo_pair.page import PAGE, filled, tables
 from sae_transfer import Run
 from sae_transfer.workflows import demo
 from tests.reference import PATH, reference
-from tests.running import run
+from tests.running import run, run_script
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"base": "models/base", "chat": "models/chat", "sae-base": "saes/base", "sae-chat": "saes/chat"}
@@ -36,13 +36,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readmes_commands_run(here: Path) -> None:
-    """Every `sae-transfer` line, in order; `make` and `pip` lines are what CI runs around this test."""
+    """Every `sae-transfer` and script line, in order; `make` and `pip` lines are what CI runs around this test."""
     lines = [line for block in blocks("README.md", "sh") for line in block.replace("\\\n", " ").splitlines()]
-    ours = [shlex.split(line)[1:] for line in lines if line.startswith("sae-transfer ")]
+    ours = [shlex.split(line) for line in lines if line.startswith(("sae-transfer ", "python "))]
     assert len(ours) >= 2
-    assert {line.split()[0] for line in lines} == {"sae-transfer", "pip", "make"}
-    for args in ours:
-        status, out, err = run(*args)
+    assert {line.split()[0] for line in lines} == {"sae-transfer", "python", "pip", "make"}
+    assert {words[1] for words in ours if words[0] == "python"} == {path.name for path in ROOT.glob("*.py")}
+    for program, *args in ours:
+        status, out, err = run(*args) if program == "sae-transfer" else run_script(*args)
         assert status == 0, err
         assert out
 

@@ -18,6 +18,7 @@ TOKEN_KINDS = ("all", "user_prompt", "rollout", "control_tokens", "system")
 CHAT_KINDS = TOKEN_KINDS[1:]
 TEMPLATES = ("tokenizer", "qwen", "mistral", "gemma")
 """Chat templates that have a name; any other is a file."""
+PUBLISHED = TEMPLATES[1:]
 QUANTISED = ("8bit", "4bit")
 """Number formats that bitsandbytes makes when a model is loaded."""
 DTYPES = ("float32", "bfloat16", "float16", *QUANTISED)
@@ -166,6 +167,10 @@ class EvaluateSpec:
     max_documents: int | None = None
     bos: bool | None = None
     dtype: str = "float32"
+    published: bool = False
+    """Whether chats and CE recovered are treated as the published code does, where that is otherwise than we do."""
+    max_rows: int | None = None
+    """Only so many packed rows of text, which must be there: the published scripts count rows."""
     device: str = field(default="auto", compare=False)
     activation_cache: int = field(default=2_000_000_000, compare=False)
     allow_pickle: bool = field(default=False, compare=False)
@@ -179,6 +184,10 @@ class EvaluateSpec:
         for sae in self.saes:
             if sae.own_model not in (None, *models):
                 raise UserError("E-SPEC", f"SAE {sae.name} names model {sae.own_model!r}", f"name one of {models}")
+        if self.published and self.chat_template not in PUBLISHED and any(ref.kind == "chats" for ref in self.data):
+            raise UserError(
+                "E-SPEC", "--published needs a published chat template", f"give --chat-template {', '.join(PUBLISHED)}"
+            )
         for kind in self.token_kinds:
             if kind not in TOKEN_KINDS:
                 raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
@@ -188,6 +197,7 @@ class EvaluateSpec:
         _positive("--outlier-threshold", self.outlier_threshold)
         _whole("--batch-size", self.batch_size, 1)
         _whole("--max-documents", self.max_documents, 1)
+        _whole("rows", self.max_rows, 1)
         _whole("--context-size", self.context_size, 2)
         _whole("--activation-cache", self.activation_cache, 0)
 
@@ -216,6 +226,8 @@ class RolloutsSpec:
     norm_scaling_factor: Literal["auto", "saelens"] | float = "auto"
     outlier_threshold: Literal["auto", "off"] | float = "auto"
     max_documents: int | None = None
+    published: bool = False
+    """Whether an answer that did not end loses its last character, as in the published rollouts."""
     dtype: str = "float32"
     device: str = "auto"
 

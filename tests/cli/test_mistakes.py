@@ -398,6 +398,11 @@ def no_data(pair: Pair, tmp: Path) -> list[str]:
     return ["--model", str(pair.base), "--sae", str(pair.sae_base)]
 
 
+@case("E-SPEC", "published chat template")
+def published_quirks_of_another_template(pair: Pair, tmp: Path) -> list[str]:
+    return [*arguments(pair, chats=str(pair.chats)), "--published"]
+
+
 @case("E-SPEC", "prepend_bos")
 def saes_that_disagree_on_bos(pair: Pair, tmp: Path) -> list[str]:
     sae = save_sae(tmp / "sae", 0, metadata={"prepend_bos": False})

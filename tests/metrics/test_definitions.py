@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_transfer.metrics import definitions
-from sae_transfer.metrics.definitions import METRICS, Floats, ce_recovered, ce_recovered_legacy, ratio
+from sae_transfer.metrics.definitions import METRICS, Floats, ce_recovered, ce_recovered_legacy, ce_recovered_published, ratio
 from sae_transfer.rows import SUMS
 
 BY_HAND = {
@@ -149,3 +149,13 @@ def test_metrics_do_not_depend_on_how_much_was_measured(values: list[float], fac
 def test_the_least_damage_is_the_documented_one() -> None:
     """design: 1e-4 nats."""
     assert definitions.LEAST_DAMAGE == 1e-4
+
+
+def test_published_ce_recovered_divides_by_one_where_zero_ablation_does_nothing() -> None:
+    """Over 2 scored positions: 0.00005 nats of damage are no value to us, and (zero - spliced) / 1 as published."""
+    little = {"ce_zero": 4.0001, "ce_clean": 4.0, "ce_spliced": 3.0, "scored": 2.0}
+    enough = little | {"ce_zero": 6.0}
+    sums = [{name: np.asarray(value) for name, value in each.items()} for each in (little, enough)]
+    assert [float(ce_recovered_published(each)) for each in sums] == pytest.approx([0.50005, 1.5])
+    assert np.isnan(ce_recovered(sums[0]))
+    assert float(ce_recovered(sums[1])) == 1.5

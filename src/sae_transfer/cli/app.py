@@ -3,10 +3,11 @@
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -42,8 +43,13 @@ def _program(
 def main(args: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else (with a log's path)."""
     given = sys.argv[1:] if args is None else args
+    ending(lambda: app(given or ["--help"], prog_name="sae-transfer", standalone_mode=False), given)
+
+
+def ending(work: Callable[[], Any], given: Sequence[str]) -> NoReturn:
+    """Do what was asked for by the words `given`, and exit as `main` says."""
     try:
-        code = app(given or ["--help"], prog_name="sae-transfer", standalone_mode=False)
+        code = work()
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
@@ -66,7 +72,7 @@ def main(args: list[str] | None = None) -> None:
         _stop(f"error: {type(error).__name__}: {line} (traceback in {Path(log.name)})", 1)
 
 
-def _value(args: list[str], options: list[str]) -> str:
+def _value(args: Sequence[str], options: list[str]) -> str:
     """The value that an option was given, which typer's own message leaves out."""
     for argument, following in zip_longest(args, args[1:], fillvalue=""):
         name, joined, value = argument.partition("=")
@@ -75,6 +81,6 @@ def _value(args: list[str], options: list[str]) -> str:
     return ""
 
 
-def _stop(line: str, code: int) -> None:
+def _stop(line: str, code: int) -> NoReturn:
     print(printable(line), file=sys.stderr)  # noqa: T201
     sys.exit(code)

@@ -22,6 +22,7 @@ SAES = (
     "MODEL is its own model, else that of the same NAME."
 )
 DTYPE = "float32 (default), bfloat16, float16, 8bit or 4bit (bitsandbytes): of the model NAME, or of all others."
+PUBLISHED = "Chats and legacy CE recovered as the published code has them, quirks and all."
 DEVICE = "auto, cpu, mps, cuda or cuda:N; map: a model too large for one over all GPUs, then memory, then disk."
 PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run code, though only tensors are let through."
 
@@ -49,6 +50,7 @@ def evaluate(
     max_documents: Annotated[int | None, Option(help="Only the first N documents of each data set.")] = None,
     bos: Annotated[bool | None, Option("--bos/--no-bos", help="Pack with BOS; default: as the SAEs say.")] = None,
     dtype: Annotated[Many | None, Option(metavar="[NAME=]DTYPE", help=DTYPE)] = None,
+    published: Annotated[bool, Option("--published", help=PUBLISHED)] = False,
     device: Annotated[str, Option(help=DEVICE)] = "auto",
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
     allow_pickle: Annotated[bool, Option("--allow-pickle", help=PICKLE)] = False,
@@ -79,6 +81,7 @@ def evaluate(
             max_documents=max_documents,
             bos=bos,
             dtype=dtype,
+            published=published,
             device=device,
             activation_cache=activation_cache,
             allow_pickle=allow_pickle,

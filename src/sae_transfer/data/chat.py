@@ -8,7 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from sae_transfer.data import pickles
 from sae_transfer.data.packing import NOT_UNDER_TEST, TokenData, TokenRow
+from sae_transfer.data.pickles import Cut
 from sae_transfer.data.templates import Message, Piece, Render
 from sae_transfer.data.text import records
 from sae_transfer.errors import UserError
@@ -28,13 +30,13 @@ class OffsetTokenizer(Protocol):
     def __call__(self, text: str, **options: Any) -> Any: ...
 
 
-def read(path: Path | HubData, limit: int | None) -> list[list[Message]]:
+def read(path: Path | HubData, limit: int | None, cut: Cut = pickles.cut) -> list[list[Message]]:
     """Chats of a .jsonl: `instruction` and `completion`, or `messages` of `role` and `content`; or of a published .pkl,
-    or of a data set on the Hub.
+    whose completions `cut` ends; or of a data set on the Hub.
 
     Raises: UserError E-DATA for a file without chats or a record that is neither.
     """
-    with closing(records(path)) as found:
+    with closing(records(path, cut)) as found:
         chats = [_messages(record, f"{path} record {number}") for number, record in enumerate(islice(found, limit))]
     if not chats:
         raise UserError("E-DATA", f"{path} holds no chat", "give one record a line")

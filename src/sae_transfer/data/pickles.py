@@ -6,7 +6,7 @@ costs is bounded by the size of the file.
 """
 
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,19 @@ TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS, GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
-def published(path: Path) -> list[dict[str, str]]:
+Cut = Callable[[str], str]
+"""Where a completion as it was generated ends."""
+
+
+def cut(completion: str) -> str:
+    """Before the first end token; whole where there is none."""
+    return completion[: min((at for end in ENDS if (at := completion.find(end)) >= 0), default=None)]
+
+
+def published(path: Path, cut: Cut = cut) -> list[dict[str, str]]:
     """Records of `instruction` and `completion`: out of a dict of two lists, as published, or a list of dicts.
 
-    Completions end before the first end token. Raises: UserError E-DATA for a file that holds anything else.
+    Completions are cut: by default before the first end token. Raises: UserError E-DATA for a file that holds anything else.
     """
     value = _plain(path)
     if isinstance(value, dict):
@@ -48,16 +57,12 @@ def published(path: Path) -> list[dict[str, str]]:
             raise UserError("E-DATA", what, "give a published generated_data_*.pkl, or a .jsonl")
         if any("\ud800" <= char <= "\udfff" for text in pair for char in text):
             raise UserError("E-DATA", f"{path} record {number} holds half a surrogate pair", "save it as UTF-8")
-    return [{"instruction": instruction, "completion": _cut(completion)} for instruction, completion in pairs]
+    return [{"instruction": instruction, "completion": cut(completion)} for instruction, completion in pairs]
 
 
 def _field(record: Any, names: tuple[str, ...]) -> Any:
     found = [record[name] for name in names if name in record] if isinstance(record, Mapping) else []
     return found[0] if found else None
-
-
-def _cut(completion: str) -> str:
-    return completion[: min((at for end in ENDS if (at := completion.find(end)) >= 0), default=None)]
 
 
 def _plain(path: Path) -> Any:

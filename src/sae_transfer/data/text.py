@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae_transfer.data import pickles
 from sae_transfer.data.packing import ALL, NOT_UNDER_TEST, TokenData, TokenRow, whole_row
-from sae_transfer.data.pickles import published
 from sae_transfer.errors import UserError
 from sae_transfer.sources.hub import one_line
 from sae_transfer.specs import HubData
@@ -72,7 +72,7 @@ def _token_row(record: dict[str, Any], index: int, where: str) -> TokenRow:
     return TokenRow(index, np.asarray(tokens, dtype=np.int32), kinds, scored, owner)
 
 
-def records(path: Path | HubData) -> Generator[dict[str, Any], None, None]:
+def records(path: Path | HubData, cut: pickles.Cut = pickles.cut) -> Generator[dict[str, Any], None, None]:
     """The records of a .jsonl, .parquet or published .pkl file, or of a data set on the Hub.
 
     Raises: UserError E-DATA where one can't be read, E-HUB.
@@ -81,7 +81,7 @@ def records(path: Path | HubData) -> Generator[dict[str, Any], None, None]:
         yield from _on_hub(path)
         return
     if path.suffix.lower() == ".pkl":
-        yield from published(path)
+        yield from pickles.published(path, cut)
         return
     if path.suffix.lower() == ".parquet":
         try:

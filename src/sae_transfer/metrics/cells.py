@@ -1,13 +1,13 @@
 """Rows of a run -> one record a cell, with every column of the table and a note for every value that is missing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.definitions import METRICS, ce_recovered_legacy
+from sae_transfer.metrics.definitions import METRICS, Floats, Sums, ce_recovered, ce_recovered_legacy
 from sae_transfer.rows import CELL_KEYS, SUMS, Calibration, Scale
 from sae_transfer.specs import Cell
 
@@ -45,11 +45,16 @@ MEANINGS = {
 
 
 def records(
-    rows: Columns, cells: Sequence[Cell], calibration: Calibration, batched: frozenset[str], batch_size: int
+    rows: Columns,
+    cells: Sequence[Cell],
+    calibration: Calibration,
+    batched: frozenset[str],
+    batch_size: int,
+    score: Callable[[Sums], Floats] = ce_recovered,
 ) -> list[Record]:
     """A record for each cell that has rows, in the order of `cells`.
 
-    `batched`: data sets whose legacy CE recovered is a mean over batches (text, and rows without a mask).
+    `batched`: data sets whose legacy CE recovered is a mean over batches (text, and rows without a mask). `score`: its formula.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, key in enumerate(zip(*(rows[name].tolist() for name in CELL_KEYS), strict=True)):
@@ -59,7 +64,7 @@ def records(
         at = groups.get((cell.model, cell.sae, cell.data, cell.token_kind))
         if at is not None:
             own = {name: rows[name][at] for name in ("document", "row", *SUMS)}
-            out.append(_record(cell, own, calibration, batch_size if cell.data in batched else None))
+            out.append(_record(cell, own, calibration, batch_size if cell.data in batched else None, score))
     return out
 
 
@@ -70,13 +75,14 @@ def empty(cell: Cell, note: str, scale: Scale | None = None) -> Record:
     return record | _keys(cell) | known | {"note": note}
 
 
-def _record(cell: Cell, rows: Columns, calibration: Calibration, batch_size: int | None) -> Record:
+def _record(
+    cell: Cell, rows: Columns, calibration: Calibration, batch_size: int | None, score: Callable[[Sums], Floats]
+) -> Record:
     each = {name: rows[name].astype(np.float64) for name in SUMS}
     sums = {name: np.asarray(values.sum()) for name, values in each.items()}
     values = {metric.name: float(metric.formula(sums)) for metric in METRICS}
     reasons = {metric.name: metric.why_missing(sums) for metric in METRICS}
-    legacy = values["ce_recovered"] if batch_size is None else ce_recovered_legacy(rows["row"], each, batch_size)
-    values[LEGACY] = legacy
+    values[LEGACY] = float(score(sums)) if batch_size is None else ce_recovered_legacy(rows["row"], each, batch_size, score)
     reasons[LEGACY] = reasons["ce_recovered"]
     notes = [] if sums["kept"] else ["nothing was spliced: every position under test is an outlier"]
     notes += [f"{name}: {reasons[name]}" for name, value in values.items() if not math.isfinite(value)]

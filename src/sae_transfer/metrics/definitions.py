@@ -81,6 +81,13 @@ def ce_recovered(sums: Sums) -> Floats:
     return ratio(sums["ce_zero"] - sums["ce_spliced"], np.where(enough, damage, 0.0))
 
 
+def ce_recovered_published(sums: Sums) -> Floats:
+    """The same, but divided by 1 where zero ablation changes the CE by less than LEAST_DAMAGE, as in the published tables."""
+    zero, spliced, clean = (ratio(sums[name], sums["scored"]) for name in ("ce_zero", "ce_spliced", "ce_clean"))
+    damage = zero - clean
+    return ratio(zero - spliced, np.where(np.abs(damage) < LEAST_DAMAGE, 1.0, damage))
+
+
 NOTHING_KEPT = "no position under test is kept"
 NOTHING_SCORED = "no position is scored"
 NO_VARIANCE = "fewer than two positions are kept, or they are all alike"
@@ -117,8 +124,10 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-def ce_recovered_legacy(rows: NDArray[np.number], sums: Sums, batch_size: int) -> float:
-    """Mean over batches of the batch's CE recovered, batch k being token rows kB to kB+B-1, each of equal weight.
+def ce_recovered_legacy(
+    rows: NDArray[np.number], sums: Sums, batch_size: int, score: Callable[[Sums], Floats] = ce_recovered
+) -> float:
+    """Mean over batches of the batch's CE recovered by `score`, batch k being token rows kB to kB+B-1, each of equal weight.
 
     `rows` is the token row of each record in `sums`. nan where a batch has no defined score.
     """
@@ -127,5 +136,5 @@ def ce_recovered_legacy(rows: NDArray[np.number], sums: Sums, batch_size: int) -
         name: np.asarray(np.bincount(which, weights=sums[name]), dtype=np.float64)
         for name in ("ce_clean", "ce_spliced", "ce_zero", "scored")
     }
-    scores = ce_recovered(by_batch)[by_batch["scored"] > 0]
+    scores = score(by_batch)[by_batch["scored"] > 0]
     return float(scores.mean()) if len(scores) else float("nan")

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Record, empty, records
-from sae_transfer.metrics.definitions import METRICS
+from sae_transfer.metrics.definitions import METRICS, ce_recovered, ce_recovered_published
 from sae_transfer.runs.directory import read_manifest, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
@@ -54,7 +54,8 @@ class Run:
         """One record a cell; cells that can't be measured have nulls and a note."""
         manifest = self.manifest
         batched = frozenset(name for name, data in manifest.data.items() if data.batched)
-        measured = records(self.rows(), self.cells, manifest.calibration, batched, manifest.spec.batch_size)
+        score = ce_recovered_published if manifest.spec.published else ce_recovered
+        measured = records(self.rows(), self.cells, manifest.calibration, batched, manifest.spec.batch_size, score)
         by_cell = {Cell(r["model"], r["sae"], r["data"], r["token_kind"]): r for r in measured}
         reasons = {(skipped.model, skipped.data): skipped.reason for skipped in manifest.skipped}
         scales = {(scale.model, scale.sae): scale for scale in manifest.calibration.scales}

@@ -144,6 +144,7 @@ def _identity(spec: RolloutsSpec, found: _Found) -> dict[str, Any]:
         "adapter": hashes(found.model.adapter),
         "chat_template": spec.chat_template if found.template is None else hashes(found.template),
         "max_tokens": spec.max_tokens,
+        "published": spec.published or None,
         "dtype": spec.dtype,
         "splice": hashes(None if found.sae is None else found.sae.at),
         "norm_scaling_factor": spec.norm_scaling_factor,
@@ -246,6 +247,7 @@ def _generate(
     spec: RolloutsSpec, model: "SplitModel", sae: "LoadedSae | None", scale: Scale | None, prompts: _Prompts
 ) -> Callable[[Sequence[int]], list[str]]:
     """Completions of some prompts, by their indices."""
+    from sae_transfer.data import published
     from sae_transfer.data.rollouts import completion
     from sae_transfer.engine.splice import reconstructed
     from sae_transfer.models.generate import end_tokens, greedy
@@ -260,13 +262,16 @@ def _generate(
             lambda resid: reconstructed(resid, lambda x: own.reconstruct(x)[0], factor, threshold, hook.centred),
         )
 
+    def text(ids: Sequence[int], before: Sequence[int]) -> str:
+        ended = len(ids) < spec.max_tokens
+        if spec.published and not ended:
+            return published.cut_of(spec.chat_template)(completion(ids, before, prompts.tokenizer, ended=True))
+        return completion(ids, before, prompts.tokenizer, ended=ended)
+
     def generate(rows: Sequence[int]) -> list[str]:
         asked = [prompts.ids[row] for row in rows]
         found = greedy(model, asked, spec.max_tokens, ends, change)
-        return [
-            completion(ids, before, prompts.tokenizer, ended=len(ids) < spec.max_tokens)
-            for ids, before in zip(found, asked, strict=True)
-        ]
+        return [text(ids, before) for ids, before in zip(found, asked, strict=True)]
 
     return generate
 

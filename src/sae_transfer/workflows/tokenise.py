@@ -1,7 +1,7 @@
 """Data files -> token rows, by one entry for each kind of data, compared with every model's vocabulary."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sae_transfer.errors import UserError
@@ -54,7 +54,9 @@ class _Read:
 def tokenised(spec: EvaluateSpec, found: Resolved) -> Prepared:
     """Read and tokenise every data set; compare its tokens with every model's vocabulary. Raises UserError."""
     tokenizers = _tokenizers(found) if any(data.ref.kind != "rows" for data in found.data) else {}
-    read = {data.ref.name: READERS[data.ref.kind](spec, found, tokenizers, data) for data in found.data}
+    read = {
+        data.ref.name: _first_rows(spec, data, READERS[data.ref.kind](spec, found, tokenizers, data)) for data in found.data
+    }
     about = {data.ref.name: _about(spec, data, read[data.ref.name]) for data in found.data}
     skipped = [entry for data in found.data for entry in _skipped(found, tokenizers, data, read[data.ref.name])]
     return Prepared({name: result.tokens for name, result in read.items()}, about, tuple(skipped))
@@ -94,12 +96,15 @@ def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Res
 
 def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
     """Rendered and tokenised by the first model whose tokenizer can."""
-    from sae_transfer.data import chat
+    from sae_transfer.data import chat, pickles, published
 
-    chats = chat.read(data.source, spec.max_documents)
+    cut = published.cut_of(spec.chat_template) if spec.published else pickles.cut
+    chats = chat.read(data.source, spec.max_documents, cut)
     owner, render = _renderer(spec.chat_template, tokenizers)
     limit = spec.context_size or longest(found.models)
     tokens = chat.tokenise(chats, render, tokenizers[owner], data.ref.name, limit)
+    if spec.published:
+        tokens = published.masked(tokens, spec.chat_template, tokenizers[owner])
     return _Read(tokens, len(chats), owner, limit)
 
 
@@ -108,6 +113,17 @@ READERS: dict[str, Callable[[EvaluateSpec, Resolved, Tokenizers, ResolvedData], 
     "chats": _chats,
     "rows": _rows,
 }
+
+
+def _first_rows(spec: EvaluateSpec, data: ResolvedData, read: _Read) -> _Read:
+    """So many rows of text as are asked for. Raises UserError E-DATA where there are fewer."""
+    if spec.max_rows is None or data.ref.kind == "chats":
+        return read
+    rows = read.tokens.rows
+    if len(rows) < spec.max_rows:
+        what = f"{data.ref.name} fills {len(rows)} rows, {spec.max_rows} are asked for"
+        raise UserError("E-DATA", what, "give more text, or ask for fewer or smaller batches")
+    return replace(read, tokens=replace(read.tokens, rows=rows[: spec.max_rows]))
 
 
 def _bos(tokenizer: Any, owner: str) -> int:
