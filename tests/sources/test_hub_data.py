@@ -94,10 +94,9 @@ def test_text_is_the_first_documents_of_a_stream(ask: Asked, source: str, texts:
 
 @pytest.mark.parametrize("kind", ["chats", "instructions"])
 def test_chats_are_filtered_and_shuffled_as_published(ask: Asked, kind: str) -> None:
-    """Alpaca's records without an input, in the order that seed 42 gives them."""
-    alone = [record for record in ALPACA if not record["input"]]
-    order = np.random.default_rng(42).permutation(len(alone))
-    expected = [[alone[row]["instruction"], alone[row]["output"]] for row in order]
+    """Alpaca's records in the order that seed 42 gives them all, and of those the ones without an input."""
+    shuffled = [ALPACA[row] for row in np.random.default_rng(42).permutation(len(ALPACA))]
+    expected = [[record["instruction"], record["output"]] for record in shuffled if not record["input"]]
     found = ask(READ, kind, "lab/alpaca", "7")["read"]
     assert found == [chat if kind == "chats" else chat[0] for chat in expected][:7]
 

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,11 +110,9 @@ def records(path: Path | HubData, cut: pickles.Cut = pickles.cut) -> Generator[d
 def _on_hub(data: HubData) -> Generator[dict[str, Any], None, None]:
     """Records by the library `datasets`, which runs none of a data set's code.
 
-    Shuffled, as the published evaluation takes Alpaca: without records that have an `input`, then in the order of seed 42;
+    Shuffled, as the published evaluation takes Alpaca: in the order of seed 42, and then without records that have an `input`;
     `output` is the completion.
     """
-    import datasets
-
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     where = {"name": data.config, "split": data.split, "revision": data.revision}
@@ -123,10 +122,9 @@ def _on_hub(data: HubData) -> Generator[dict[str, Any], None, None]:
                 yield from datasets.load_dataset(data.repo, **where, streaming=True)
                 return
             whole = datasets.load_dataset(data.repo, **where)
-            if "input" in whole.column_names:
-                whole = whole.select([row for row, text in enumerate(whole["input"]) if not str(text or "").strip()])
             for record in whole.shuffle(seed=SHUFFLE_SEED):
-                yield {"completion": record["output"], **record} if "output" in record else record
+                if not str(record.get("input") or "").strip():
+                    yield {"completion": record["output"], **record} if "output" in record else record
         except (*REFUSALS, datasets.exceptions.DatasetsError, datasets.data_files.EmptyDatasetError) as error:
             line = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError("E-DATA", f"{data} can't be read ({line:.300})", "check its configuration and split") from None
