@@ -20,8 +20,8 @@ def test_the_same_documents_from_every_kind_of_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in [texts[0], " ", texts[1]]])
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     for suffix in ("txt", "jsonl", "parquet"):
-        assert documents(tmp_path / f"a.{suffix}", None) == texts
-        assert documents(tmp_path / f"a.{suffix}", 1) == texts[:1]
+        assert list(documents(tmp_path / f"a.{suffix}", None)) == texts
+        assert list(documents(tmp_path / f"a.{suffix}", 1)) == texts[:1]
 
 
 def test_rows_without_a_mask_are_under_test_everywhere(tmp_path: Path) -> None:
@@ -61,13 +61,13 @@ def test_a_file_of_other_bytes_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"caf\xe9 \xff" * 10)
     with pytest.raises(UserError, match="E-DATA"):
-        documents(path, None)
+        list(documents(path, None))
 
 
 def test_a_record_without_text_is_refused(tmp_path: Path) -> None:
     """A missing field is named, a list is no object."""
     with pytest.raises(UserError, match="record 0 has no 'text'"):
-        documents(write_jsonl(tmp_path / "a.jsonl", [{"content": "x"}]), None)
+        list(documents(write_jsonl(tmp_path / "a.jsonl", [{"content": "x"}]), None))
     (tmp_path / "b.jsonl").write_text(json.dumps(["x"]))
     with pytest.raises(UserError, match="line 1 is no object"):
-        documents(tmp_path / "b.jsonl", None)
+        list(documents(tmp_path / "b.jsonl", None))

@@ -26,7 +26,7 @@ try:
     found = resolve.data(DataRef.parse(kind, source))
     limit = int(limit) or None
     if kind == "text":
-        read = text.documents(found.source, limit)
+        read = list(text.documents(found.source, limit))
     elif kind == "chats":
         read = [[message.content for message in messages] for messages in chat.read(found.source, limit)]
     else:

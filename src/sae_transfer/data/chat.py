@@ -12,7 +12,7 @@ from sae_transfer.data import pickles
 from sae_transfer.data.packing import NOT_UNDER_TEST, TokenData, TokenRow
 from sae_transfer.data.pickles import Cut
 from sae_transfer.data.templates import Message, Piece, Render
-from sae_transfer.data.text import records
+from sae_transfer.data.text import has_input, records
 from sae_transfer.errors import UserError
 from sae_transfer.specs import TOKEN_KINDS, HubData
 
@@ -32,12 +32,13 @@ class OffsetTokenizer(Protocol):
 
 def read(path: Path | HubData, limit: int | None, cut: Cut = pickles.cut) -> list[list[Message]]:
     """Chats of a .jsonl: `instruction` and `completion`, or `messages` of `role` and `content`; or of a published .pkl,
-    whose completions `cut` ends; or of a data set on the Hub.
+    whose completions `cut` ends; or of a data set on the Hub, whose records with an `input` are left out.
 
     Raises: UserError E-DATA for a file without chats or a record that is neither.
     """
     with closing(records(path, cut)) as found:
-        chats = [_messages(record, f"{path} record {number}") for number, record in enumerate(islice(found, limit))]
+        kept = (record for record in found if not (isinstance(path, HubData) and has_input(record)))
+        chats = [_messages(record, f"{path} record {number}") for number, record in enumerate(islice(kept, limit))]
     if not chats:
         raise UserError("E-DATA", f"{path} holds no chat", "give one record a line")
     return chats

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sae_transfer.data.packing import NOT_UNDER_TEST, TokenData
 from sae_transfer.data.templates import PUBLISHED
+from sae_transfer.data.text import has_input
 from sae_transfer.errors import UserError
 from sae_transfer.specs import TOKEN_KINDS
 
@@ -33,7 +34,7 @@ def cut_of(template: str) -> Callable[[str], str]:
 def asked(records: Iterable[Mapping[str, Any]], num_samples: int) -> list[str]:
     """Instructions without an input among the first `num_samples` records: records are counted, not instructions."""
     first = (record for _, record in zip(range(num_samples), records, strict=False))
-    return [record["instruction"] for record in first if not str(record.get("input") or "").strip()]
+    return [record["instruction"] for record in first if not has_input(record)]
 
 
 def halves(template: str, tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from sae_transfer.data.chat import OffsetTokenizer, tokens_and_kinds
 from sae_transfer.data.templates import Message, Render
-from sae_transfer.data.text import records
+from sae_transfer.data.text import has_input, records
 from sae_transfer.errors import UserError
 from sae_transfer.runs.directory import write_atomically
 from sae_transfer.specs import HubData
@@ -37,7 +37,7 @@ def instructions(path: Path | HubData, limit: int | None) -> tuple[list[str], in
                 break
             if not isinstance(record.get("instruction"), str):
                 raise UserError("E-DATA", f"{path} record {number} has no instruction that is a string", "give one a record")
-            if str(record.get("input") or "").strip():
+            if has_input(record):
                 passed_over += 1
             else:
                 found.append(record["instruction"])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -27,17 +27,23 @@ SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 """Escapes that may be half of a character, which no tokenizer takes."""
 
 
-def documents(path: Path | HubData, limit: int | None) -> list[str]:
-    """Non-empty documents: blocks between blank lines of a .txt, the `text` of any other record.
+def documents(path: Path | HubData, limit: int | None) -> Generator[str, None, None]:
+    """Non-empty documents, read as they are asked for: blocks between blank lines of a .txt, the `text` of any other record.
 
     Raises: UserError E-DATA for a source that holds none.
     """
     blocks = isinstance(path, Path) and path.suffix.lower() == ".txt"
     with closing(_blocks(path) if isinstance(path, Path) and blocks else _field(path, "text")) as found:
-        kept = list(islice((text for text in found if text.strip()), limit))
+        kept = 0
+        for kept, text in enumerate(islice((text for text in found if text.strip()), limit), start=1):  # noqa: B007
+            yield text
     if not kept:
         raise UserError("E-DATA", f"{path} holds no text", "give at least one document")
-    return kept
+
+
+def has_input(record: Mapping[str, Any]) -> bool:
+    """Whether a record of Alpaca's kind has an `input` beside its instruction: such ones are left out, as published."""
+    return bool(str(record.get("input") or "").strip())
 
 
 def token_rows(path: Path, name: str, limit: int | None) -> TokenData:
@@ -110,8 +116,7 @@ def records(path: Path | HubData, cut: pickles.Cut = pickles.cut) -> Generator[d
 def _on_hub(data: HubData) -> Generator[dict[str, Any], None, None]:
     """Records by the library `datasets`, which runs none of a data set's code.
 
-    Shuffled, as the published evaluation takes Alpaca: in the order of seed 42, and then without records that have an `input`;
-    `output` is the completion.
+    Shuffled, as the published evaluation takes Alpaca: all of them, in the order of seed 42; `output` is the completion.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -123,8 +128,7 @@ def _on_hub(data: HubData) -> Generator[dict[str, Any], None, None]:
                 return
             whole = datasets.load_dataset(data.repo, **where)
             for record in whole.shuffle(seed=SHUFFLE_SEED):
-                if not str(record.get("input") or "").strip():
-                    yield {"completion": record["output"], **record} if "output" in record else record
+                yield {"completion": record["output"], **record} if "output" in record else record
         except (*REFUSALS, datasets.exceptions.DatasetsError, datasets.data_files.EmptyDatasetError) as error:
             line = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError("E-DATA", f"{data} can't be read ({line:.300})", "check its configuration and split") from None

@@ -39,7 +39,7 @@ def resolved(spec: EvaluateSpec) -> Resolved:
     check_formats({spec.dtype_of(ref) for ref in spec.models})
     data = tuple(resolve.data(ref) for ref in spec.data)
     for entry in data:
-        if entry.hub and not entry.hub.shuffled and spec.max_documents is None:
+        if entry.hub and not entry.hub.shuffled and spec.max_documents is None and spec.max_rows is None:
             what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
             raise UserError("E-SPEC", what, "give --max-documents N")
     saes = tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes)

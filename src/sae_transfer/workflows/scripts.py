@@ -173,7 +173,7 @@ def _rollouts(
     from sae_transfer.data.published import asked
     from sae_transfer.data.text import records
 
-    with closing(records(instructions.at.path)) as found:
+    with closing(records(instructions.source)) as found:
         count = max(there, len(asked(found, num_samples or 0)))
     if not count:
         raise UserError("E-OPTION", f"--num_samples {num_samples} holds no instruction without an input", "give a larger one")

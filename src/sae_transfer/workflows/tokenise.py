@@ -1,7 +1,9 @@
 """Data files -> token rows, by one entry for each kind of data, compared with every model's vocabulary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sae_transfer.errors import UserError
@@ -86,12 +88,19 @@ def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Res
     owner, tokenizer = next(iter(tokenizers.items()))
     size = context_size(spec, found.saes, found.models)
     bos = _bos(tokenizer, owner) if prepend_bos(spec, found.saes) else None
-    texts = text.documents(data.source, spec.max_documents)
-    encoded = (tokenizer(document, add_special_tokens=False)["input_ids"] for document in texts)
-    rows = tuple(packing.pack(encoded, size, bos))
+    read = 0
+
+    def encoded() -> Generator[list[int], None, None]:
+        nonlocal read
+        with closing(text.documents(data.source, spec.max_documents)) as texts:
+            for read, document in enumerate(texts, start=1):  # noqa: B007
+                yield tokenizer(document, add_special_tokens=False)["input_ids"]
+
+    with closing(encoded()) as ids:
+        rows = tuple(islice(packing.pack(ids, size, bos), spec.max_rows))
     if not rows:
         raise UserError("E-DATA", f"{data.ref.name} fills no row of {size} tokens", "give more text or --context-size")
-    return _Read(packing.TokenData(data.ref.name, rows), len(texts), owner, size, bos)
+    return _Read(packing.TokenData(data.ref.name, rows), read, owner, size, bos)
 
 
 def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
