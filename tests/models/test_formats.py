@@ -1,7 +1,8 @@
 """Quantised, adapted and merged models are models like any other: rows of one matrix."""
 
-import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # what peft asks transformers
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),  # what peft says when it saves
 ]
-MISSING = importlib.util.find_spec("bitsandbytes") is None
-needs_bitsandbytes = pytest.mark.skipif(MISSING, reason="pip install 'sae-transfer[bitsandbytes]'")
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
 """Sizes that bitsandbytes' 4-bit products take on a CPU."""
 
@@ -41,14 +40,14 @@ def save_wide(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One run of one tiny Llama in many forms: eight where bitsandbytes is installed, else seven."""
+    """One run of one tiny Llama in eight forms."""
     root = tmp_path_factory.mktemp("formats")
     base, tuned = save_wide(root / "base", 0), save_wide(root / "tuned", 0)
     shaken(AutoModelForCausalLM.from_pretrained(tuned)).save_pretrained(tuned)
     adapter = save_adapter(base, root / "adapter")
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
     merged.save_pretrained(root / "merged")
-    models = dict.fromkeys(["float32", "bfloat16", "float16", *([] if MISSING else ["8bit"])], str(base))
+    models = dict.fromkeys(["float32", "bfloat16", "float16", "8bit"], str(base))
     models |= {"gguf": str(save_gguf(base, root / "base.gguf")), "lora": f"{base}+{adapter}"}
     models |= {"tuned": str(tuned), "merged": str(root / "merged")}
     dtypes = {name: name for name in models if name in ("bfloat16", "float16", "8bit")}
@@ -60,12 +59,12 @@ def test_every_form_of_a_model_is_a_row_of_one_matrix(matrix: Run) -> None:
     """A GGUF file of the same weights gives the same numbers, an adapter those of its merged model, the others their own."""
     by = {record["model"]: record for record in matrix.records()}
     print(matrix.table()[["model", "ce_clean", "delta_ce", "kl", "explained_variance"]])  # noqa: T201  # pytest -s
-    assert len(by) == 7 + (not MISSING)
+    assert len(by) == 8
     for name, twin in (("gguf", "float32"), ("lora", "merged")):
         for metric in ("ce_clean", "ce_spliced", "ce_zero", "kl", "mse"):
             assert by[name][metric] == pytest.approx(by[twin][metric], rel=1e-4)
     assert len({record["kl"] for name, record in by.items() if name not in ("gguf", "merged")}) == len(by) - 2
-    for name in set(by) & {"bfloat16", "float16", "8bit"}:
+    for name in ("bfloat16", "float16", "8bit"):
         assert by[name]["ce_clean"] == pytest.approx(by["float32"]["ce_clean"], rel=0.05)
 
 
@@ -76,7 +75,6 @@ def test_run_json_keeps_the_format_of_each_model(matrix: Run) -> None:
     assert kept["tuned"] == "float32"
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize("dtype", ["8bit", "4bit"])
 def test_a_quantised_model_passes_its_check(tmp_path: Path, dtype: str) -> None:
     """It is cut at every boundary, with an adapter too, and is near the model that it was made of."""
@@ -89,7 +87,6 @@ def test_a_quantised_model_passes_its_check(tmp_path: Path, dtype: str) -> None:
         assert 0 < error < 0.5 * size
 
 
-@needs_bitsandbytes
 def test_a_gguf_file_is_not_quantised_again(tmp_path: Path) -> None:
     """transformers can't, and the line says for which model."""
     path = save_gguf(save_wide(tmp_path / "base", 0), tmp_path / "base.gguf")
@@ -97,9 +94,10 @@ def test_a_gguf_file_is_not_quantised_again(tmp_path: Path) -> None:
         loading.load(resolve.model(ModelRef.parse(str(path))), "8bit", "cpu", {1})
 
 
-@pytest.mark.skipif(not MISSING, reason="bitsandbytes is installed")
-def test_what_is_missing_for_8_bit_is_said_in_one_line(pair: Pair) -> None:
-    """Before anything is loaded."""
+def test_what_is_missing_for_8_bit_is_said_in_one_line(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded: here Python finds no module that is not loaded yet, as where bitsandbytes is missing."""
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=lambda *_: None)])
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
     with pytest.raises(UserError, match=r"8bit needs bitsandbytes.*pip install 'sae-transfer\[bitsandbytes\]'.*E-OPTION"):
         evaluate(str(pair.base), str(pair.sae_base), rows=str(pair.rows), dtype="8bit")
 
