@@ -34,7 +34,7 @@ def reference() -> str:
     metrics = {metric.name: metric for metric in METRICS}
     for column in TABLE_COLUMNS:
         metric = metrics.get(column)
-        doc = MEANINGS[column] if metric is None else (metric.formula.__doc__ or "").rstrip(".").replace("|", "\\|")
+        doc = MEANINGS[column] if metric is None else metric.meaning.replace("|", "\\|")
         lines.append(f"| `{column}` | {metric.unit if metric else ''} | {doc} |")
     lines += [
         "",

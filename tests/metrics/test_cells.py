@@ -106,6 +106,13 @@ def test_sums_that_overflowed_are_called_so() -> None:
     assert record["note"] == f"mse: {reason}; explained_variance: {reason}"
 
 
+def test_positions_that_are_all_alike_are_no_overflow() -> None:
+    """Their deviation is 0 and their ratios infinite, in a model whose every number is finite."""
+    record = records(columns({"squared_deviation": 0.0, "error_ratio": np.inf}), [A], calibration(), frozenset(), 8)[0]
+    reason = "fewer than two positions are kept, or they are all alike"
+    assert record["note"] == f"explained_variance: {reason}; explained_variance_legacy: {reason}"
+
+
 def test_a_cell_that_cannot_be_measured_says_why() -> None:
     """Its record has every column, null but for its names."""
     record = empty(B, "token 7 is unknown")

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Sums = Mapping[str, Floats]
+Weights = Mapping[str, float]
+"""By column of the rows."""
 
 LEAST_DAMAGE = 1e-4
 """Nats by which zero ablation must change the CE for CE recovered to mean anything."""
@@ -24,61 +26,24 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
         return np.asarray(numerator / safe, dtype=np.float64)
 
 
-def l0(sums: Sums) -> Floats:
-    """Mean number of active features of a kept position."""
-    return ratio(sums["active_features"], sums["kept"])
+def total(sums: Sums, weights: Weights) -> Floats:
+    """The sums, each by its weight, added up."""
+    return np.asarray(sum(weight * sums[name] for name, weight in weights.items()), dtype=np.float64)
 
 
-def mse(sums: Sums) -> Floats:
-    """Mean of sum_d (y - x)^2 over kept positions, scaled units."""
-    return ratio(sums["squared_error"], sums["kept"])
+def always(sums: Sums) -> NDArray[np.bool_]:
+    """Defined wherever its denominator is not 0."""
+    return np.ones(np.shape(sums["kept"]), dtype=np.bool_)
 
 
-def explained_variance(sums: Sums) -> Floats:
-    """1 - sum of squared errors / sum of squared deviations from the mean of the kept positions; one has no variance."""
-    return 1.0 - ratio(sums["squared_error"], _of_several(sums, sums["squared_deviation"]))
+def of_several(sums: Sums) -> NDArray[np.bool_]:
+    """Where at least two positions are kept: a single one's deviation is rounding."""
+    return np.asarray(sums["kept"] >= 2)
 
 
-def explained_variance_legacy(sums: Sums) -> Floats:
-    """Mean over kept positions of 1 - error / deviation, as in the published tables; one has no variance."""
-    return 1.0 - ratio(sums["error_ratio"], _of_several(sums, sums["kept"]))
-
-
-def _of_several(sums: Sums, denominator: Floats) -> Floats:
-    """The denominator where at least two positions are kept, else 0: a single one's deviation is rounding."""
-    return np.where(sums["kept"] >= 2, denominator, 0.0)
-
-
-def ce_clean(sums: Sums) -> Floats:
-    """Mean CE of the unchanged model, nats."""
-    return ratio(sums["ce_clean"], sums["scored"])
-
-
-def ce_spliced(sums: Sums) -> Floats:
-    """Mean CE with the reconstruction spliced in, nats."""
-    return ratio(sums["ce_spliced"], sums["scored"])
-
-
-def ce_zero(sums: Sums) -> Floats:
-    """Mean CE with the positions under test zeroed, nats."""
-    return ratio(sums["ce_zero"], sums["scored"])
-
-
-def delta_ce(sums: Sums) -> Floats:
-    """ce_spliced - ce_clean, nats."""
-    return ratio(sums["ce_spliced"] - sums["ce_clean"], sums["scored"])
-
-
-def kl(sums: Sums) -> Floats:
-    """Mean KL(clean || spliced), nats."""
-    return ratio(sums["kl"], sums["scored"])
-
-
-def ce_recovered(sums: Sums) -> Floats:
-    """(ce_zero - ce_spliced) / (ce_zero - ce_clean); nan where zero ablation changes the CE by less than LEAST_DAMAGE."""
-    damage = sums["ce_zero"] - sums["ce_clean"]
-    enough = np.abs(ratio(damage, sums["scored"])) >= LEAST_DAMAGE
-    return ratio(sums["ce_zero"] - sums["ce_spliced"], np.where(enough, damage, 0.0))
+def damaged(sums: Sums) -> NDArray[np.bool_]:
+    """Where zero ablation changes the CE by LEAST_DAMAGE or more."""
+    return np.asarray(np.abs(ratio(sums["ce_zero"] - sums["ce_clean"], sums["scored"])) >= LEAST_DAMAGE)
 
 
 def ce_recovered_published(sums: Sums) -> Floats:
@@ -97,31 +62,84 @@ NOT_FINITE = "a sum is not finite, for the model overflows: give --dtype float32
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the table: its unit, its formula, the sums that must be finite, and why it is missing otherwise."""
+    """A column of the table: a ratio of weighted sums, where it is defined, and why it is missing elsewhere."""
 
     name: str
     unit: str
-    formula: Callable[[Sums], Floats]
-    needs: tuple[str, ...]
+    meaning: str
+    over: Weights
+    under: Weights
     missing: str
+    defined: Callable[[Sums], NDArray[np.bool_]] = always
+    needs: tuple[str, ...] = ()
+    """Sums that are finite unless the model overflows, where they are others than the weighted ones."""
+
+    def formula(self, sums: Sums) -> Floats:
+        """The metric of some sums, nan where it is not defined."""
+        return ratio(total(sums, self.over), np.where(self.defined(sums), total(sums, self.under), 0.0))
 
     def why_missing(self, sums: Sums) -> str:
         """Why the formula gives no number of these sums."""
-        return self.missing if all(np.isfinite(sums[name]) for name in self.needs) else NOT_FINITE
+        return self.missing if all(np.isfinite(sums[name]) for name in self.needs or (*self.over, *self.under)) else NOT_FINITE
 
+
+KEPT: Weights = {"kept": 1}
+SCORED: Weights = {"scored": 1}
+EV = "1 - sum of squared errors / sum of squared deviations from the mean of the kept positions; one has no variance"
+EV_LEGACY = "Mean over kept positions of 1 - error / deviation, as in the published tables; one has no variance"
+RECOVERED = "(ce_zero - ce_spliced) / (ce_zero - ce_clean); null where zero ablation changes the CE by less than 1e-4 nats"
 
 METRICS: tuple[Metric, ...] = (
-    Metric("l0", "features", l0, ("active_features",), NOTHING_KEPT),
-    Metric("mse", "scaled units squared", mse, ("squared_error",), NOTHING_KEPT),
-    Metric("explained_variance", "1", explained_variance, ("squared_error", "squared_deviation"), NO_VARIANCE),
-    Metric("explained_variance_legacy", "1", explained_variance_legacy, ("squared_error", "squared_deviation"), NO_VARIANCE),
-    Metric("ce_clean", "nats", ce_clean, ("ce_clean",), NOTHING_SCORED),
-    Metric("ce_spliced", "nats", ce_spliced, ("ce_spliced",), NOTHING_SCORED),
-    Metric("ce_zero", "nats", ce_zero, ("ce_zero",), NOTHING_SCORED),
-    Metric("delta_ce", "nats", delta_ce, ("ce_spliced", "ce_clean"), NOTHING_SCORED),
-    Metric("ce_recovered", "1", ce_recovered, ("ce_zero", "ce_spliced", "ce_clean"), NO_DAMAGE),
-    Metric("kl", "nats", kl, ("kl",), NOTHING_SCORED),
+    Metric("l0", "features", "Mean number of active features of a kept position", {"active_features": 1}, KEPT, NOTHING_KEPT),
+    Metric(
+        "mse",
+        "scaled units squared",
+        "Mean of sum_d (y - x)^2 over kept positions, scaled units",
+        {"squared_error": 1},
+        KEPT,
+        NOTHING_KEPT,
+    ),
+    Metric(
+        "explained_variance",
+        "1",
+        EV,
+        {"squared_deviation": 1, "squared_error": -1},
+        {"squared_deviation": 1},
+        NO_VARIANCE,
+        of_several,
+    ),
+    Metric(
+        "explained_variance_legacy",
+        "1",
+        EV_LEGACY,
+        {"kept": 1, "error_ratio": -1},
+        KEPT,
+        NO_VARIANCE,
+        of_several,
+        ("squared_error", "squared_deviation"),
+    ),
+    Metric("ce_clean", "nats", "Mean CE of the unchanged model, nats", {"ce_clean": 1}, SCORED, NOTHING_SCORED),
+    Metric("ce_spliced", "nats", "Mean CE with the reconstruction spliced in, nats", {"ce_spliced": 1}, SCORED, NOTHING_SCORED),
+    Metric("ce_zero", "nats", "Mean CE with the positions under test zeroed, nats", {"ce_zero": 1}, SCORED, NOTHING_SCORED),
+    Metric("delta_ce", "nats", "ce_spliced - ce_clean, nats", {"ce_spliced": 1, "ce_clean": -1}, SCORED, NOTHING_SCORED),
+    Metric(
+        "ce_recovered",
+        "1",
+        RECOVERED,
+        {"ce_zero": 1, "ce_spliced": -1},
+        {"ce_zero": 1, "ce_clean": -1},
+        NO_DAMAGE,
+        damaged,
+    ),
+    Metric("kl", "nats", "Mean KL(clean || spliced), nats", {"kl": 1}, SCORED, NOTHING_SCORED),
 )
+
+BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
+
+
+def ce_recovered(sums: Sums) -> Floats:
+    """The metric of that name."""
+    return BY_NAME["ce_recovered"].formula(sums)
 
 
 def ce_recovered_legacy(
