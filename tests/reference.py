@@ -6,7 +6,9 @@ import typer.main
 
 from sae_transfer.cli.app import app
 from sae_transfer.errors import CODES
-from sae_transfer.metrics.cells import MEANINGS, TABLE_COLUMNS
+from sae_transfer.metrics.answers import MEANINGS as ANSWERS
+from sae_transfer.metrics.answers import TABLE_COLUMNS
+from sae_transfer.metrics.cells import MEANINGS
 from sae_transfer.metrics.definitions import METRICS
 from sae_transfer.rows import COLUMNS
 
@@ -34,7 +36,7 @@ def reference() -> str:
     metrics = {metric.name: metric for metric in METRICS}
     for column in TABLE_COLUMNS:
         metric = metrics.get(column)
-        doc = MEANINGS[column] if metric is None else metric.meaning.replace("|", "\\|")
+        doc = (MEANINGS | ANSWERS)[column] if metric is None else metric.meaning.replace("|", "\\|")
         lines.append(f"| `{column}` | {metric.unit if metric else ''} | {doc} |")
     lines += [
         "",

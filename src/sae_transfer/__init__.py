@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_transfer.errors import UserError as UserError
     from sae_transfer.report.run import Run as Run
+    from sae_transfer.workflows.check import check as check
     from sae_transfer.workflows.demo import demo as demo
     from sae_transfer.workflows.evaluate import evaluate as evaluate
     from sae_transfer.workflows.rollouts import rollouts as rollouts
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 _HOME = {
     "Run": "sae_transfer.report.run",
     "UserError": "sae_transfer.errors",
+    "check": "sae_transfer.workflows.check",
     "demo": "sae_transfer.workflows.demo",
     "evaluate": "sae_transfer.workflows.evaluate",
     "rollouts": "sae_transfer.workflows.rollouts",
 }
 
-__all__ = ["Run", "UserError", "demo", "evaluate", "rollouts"]
+__all__ = ["Run", "UserError", "check", "demo", "evaluate", "rollouts"]
 
 
 def __getattr__(name: str) -> Any:

@@ -316,6 +316,11 @@ def named_sources(sources: str | Iterable[str] | Mapping[str, str] | None) -> li
     return [str(source) for source in sources]
 
 
+def several(names: str | Iterable[str] | None) -> list[str]:
+    """What Python callers give as one name, several, or none."""
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+
 def in_formats(models: Iterable[ModelRef], dtypes: Iterable[str]) -> tuple[tuple[ModelRef, ...], str]:
     """Models, each with its number format, and the run's: of `[NAME=]DTYPE`, one without NAME is for all others.
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sae_transfer import Run, evaluate
-from sae_transfer.metrics.cells import TABLE_COLUMNS
+from sae_transfer.metrics.answers import TABLE_COLUMNS
 from sae_transfer.report import tables
 from tests.conftest import Pair
 from tests.running import run as program

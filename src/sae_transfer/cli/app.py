@@ -29,6 +29,7 @@ app.command("demo")(measuring.demo)
 app.command("evaluate")(measuring.evaluate)
 app.command("rollouts")(measuring.rollouts)
 app.command("show")(reading.show)
+app.command("check")(reading.check)
 
 
 @app.callback()
@@ -41,7 +42,8 @@ def _program(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the program and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else (with a log's path)."""
+    """Run the program and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else (with a log's path); `check`
+    alone also 3 and 4."""
     given = sys.argv[1:] if args is None else args
     ending(lambda: app(given or ["--help"], prog_name="sae-transfer", standalone_mode=False), given)
 

@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_transfer.metrics.definitions import METRICS, Floats, Sums, ce_recovered, ce_recovered_legacy
+from sae_transfer.metrics.documents import Columns, Documents
 from sae_transfer.rows import CELL_KEYS, SUMS, Calibration, Scale
 from sae_transfer.specs import Cell
 
-Columns = Mapping[str, NDArray[Any]]
 Record = dict[str, Any]
 
 LEGACY = "ce_recovered_legacy"
 
-TABLE_COLUMNS = (
+MEASURED_COLUMNS = (
     *CELL_KEYS,
     "documents",
     "tokens",
@@ -26,7 +25,7 @@ TABLE_COLUMNS = (
     "outlier_threshold",
     "note",
 )
-"""The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
+"""The columns of what was measured, in order."""
 
 MEANINGS = {
     "model": "NAME of the model",
@@ -45,32 +44,25 @@ MEANINGS = {
 
 
 def records(
-    rows: Columns,
+    measured: Mapping[Cell, Documents],
     cells: Sequence[Cell],
     calibration: Calibration,
-    batched: frozenset[str],
-    batch_size: int,
+    batched: Mapping[str, int],
     score: Callable[[Sums], Floats] = ce_recovered,
 ) -> list[Record]:
-    """A record for each cell that has rows, in the order of `cells`.
+    """A record for each cell that was measured, in the order of `cells`.
 
-    `batched`: data sets whose legacy CE recovered is a mean over batches (text, and rows without a mask). `score`: its formula.
+    `batched`: rows in a batch, of the data sets whose legacy CE recovered is a mean over batches (text, and rows without a
+    mask). `score`: its formula.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, key in enumerate(zip(*(rows[name].tolist() for name in CELL_KEYS), strict=True)):
-        groups.setdefault(key, []).append(index)
-    out = []
-    for cell in cells:
-        at = groups.get((cell.model, cell.sae, cell.data, cell.token_kind))
-        if at is not None:
-            own = {name: rows[name][at] for name in ("document", "row", *SUMS)}
-            out.append(_record(cell, own, calibration, batch_size if cell.data in batched else None, score))
-    return out
+    return [
+        _record(cell, measured[cell].rows, calibration, batched.get(cell.data), score) for cell in cells if cell in measured
+    ]
 
 
 def empty(cell: Cell, note: str, scale: Scale | None = None) -> Record:
     """A record of a cell that was not measured; its scale is known once the run is calibrated."""
-    record: Record = dict.fromkeys(TABLE_COLUMNS)
+    record: Record = dict.fromkeys(MEASURED_COLUMNS)
     known = {} if scale is None else {"norm_scaling_factor": scale.factor, "outlier_threshold": scale.threshold}
     return record | _keys(cell) | known | {"note": note}
 
@@ -101,7 +93,7 @@ def _record(
         "outlier_threshold": scale.threshold,
         "note": "; ".join(notes) or None,
     }
-    return {column: record[column] for column in TABLE_COLUMNS}
+    return {column: record[column] for column in MEASURED_COLUMNS}
 
 
 def _keys(cell: Cell) -> Record:

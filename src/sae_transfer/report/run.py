@@ -1,6 +1,6 @@
 """A run directory as an object: its manifest, its rows, its table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Record, empty, records
-from sae_transfer.metrics.definitions import METRICS, ce_recovered, ce_recovered_published
+from sae_transfer.metrics.answers import BOUNDED, TABLE_COLUMNS, answered
+from sae_transfer.metrics.cells import Record, empty, records
+from sae_transfer.metrics.definitions import ce_recovered, ce_recovered_published
+from sae_transfer.metrics.documents import by_document
+from sae_transfer.metrics.verdict import CRITERIA, Criterion
 from sae_transfer.runs.directory import read_manifest, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
@@ -22,15 +25,22 @@ FACTORS = {
 """What `--norm-scaling-factor` says, in words."""
 
 
-FLOATS = (*(metric.name for metric in METRICS), LEGACY, "norm_scaling_factor", "outlier_threshold")
+FLOATS = (
+    *BOUNDED,
+    *(f"{name}_{bound}" for name in BOUNDED for bound in ("low", "high")),
+    "norm_scaling_factor",
+    "outlier_threshold",
+)
 
 
 class Run:
     """A finished or unfinished run, read from its directory. Raises UserError E-RUN where that is none or is damaged."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, criteria: Sequence[Criterion] = CRITERIA) -> None:
         self.path = Path(path)
+        self.criteria = criteria
         self.manifest: Manifest = read_manifest(self.path)
+        self._records: list[Record] | None = None
 
     @property
     def cells(self) -> list[Cell]:
@@ -51,12 +61,19 @@ class Run:
         return {name: _numpy(column.combine_chunks()) for name, column in columns}
 
     def records(self) -> list[Record]:
-        """One record a cell; cells that can't be measured have nulls and a note."""
+        """One record a cell, with intervals and a verdict by the run's criteria; one that can't be measured has nulls and a
+        note."""
+        if self._records is None:
+            self._records = self._answered()
+        return [dict(record) for record in self._records]
+
+    def _answered(self) -> list[Record]:
         manifest = self.manifest
-        batched = frozenset(name for name, data in manifest.data.items() if data.batched)
+        batched = {name: manifest.spec.batch_size for name, data in manifest.data.items() if data.batched}
         score = ce_recovered_published if manifest.spec.published else ce_recovered
-        measured = records(self.rows(), self.cells, manifest.calibration, batched, manifest.spec.batch_size, score)
-        by_cell = {Cell(r["model"], r["sae"], r["data"], r["token_kind"]): r for r in measured}
+        measured = by_document(self.rows())
+        found = records(measured, self.cells, manifest.calibration, batched, score)
+        by_cell = {Cell(r["model"], r["sae"], r["data"], r["token_kind"]): r for r in found}
         reasons = {(skipped.model, skipped.data): skipped.reason for skipped in manifest.skipped}
         scales = {(scale.model, scale.sae): scale for scale in manifest.calibration.scales}
         for cell in self.cells:
@@ -64,7 +81,8 @@ class Run:
                 reason = reasons.get((cell.model, cell.data))
                 scale = None if reason else scales[cell.model, cell.sae]
                 by_cell[cell] = empty(cell, reason or "not measured yet", scale)
-        return [by_cell[cell] for cell in self.cells]
+        own = {sae.name: manifest.spec.own_model(sae) for sae in manifest.spec.saes}
+        return answered([by_cell[cell] for cell in self.cells], measured, own, manifest.calibration, batched, self.criteria)
 
     def table(self) -> Any:
         """The same as a pandas DataFrame, a row a cell."""

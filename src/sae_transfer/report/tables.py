@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sae_transfer.errors import printable
-from sae_transfer.metrics.cells import TABLE_COLUMNS, Record
+from sae_transfer.metrics.answers import TABLE_COLUMNS
+from sae_transfer.metrics.cells import Record
 
 NAMES = ("model", "sae", "data", "token_kind")
 

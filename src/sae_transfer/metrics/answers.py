@@ -1,0 +1,197 @@
+"""Measured records -> records with intervals and verdicts: what each cell is compared with, and the columns that this adds."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sae_transfer.metrics import verdict
+from sae_transfer.metrics.cells import LEGACY, MEASURED_COLUMNS, Record
+from sae_transfer.metrics.definitions import BY_NAME, METRICS, Floats
+from sae_transfer.metrics.documents import Documents, alike
+from sae_transfer.metrics.intervals import Interval, Ratio, Statistic, intervals
+from sae_transfer.metrics.verdict import ALONE, CRITERIA, Circumstances, Criterion, Verdict, judge
+from sae_transfer.rows import Calibration, Scale
+from sae_transfer.specs import Cell
+
+BOUNDED = tuple(
+    name for metric in METRICS for name in ((metric.name, LEGACY) if metric.name == "ce_recovered" else (metric.name,))
+)
+"""Columns that have an interval."""
+TABLE_COLUMNS = (
+    *MEASURED_COLUMNS,
+    "reference",
+    "verdict",
+    "why",
+    *(f"{name}_{bound}" for name in BOUNDED for bound in ("low", "high")),
+)
+"""The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
+MEANINGS = {
+    "reference": "what the verdict compares with: an SAE made for this model, else the same SAE on its own model",
+    "verdict": f"{', '.join(verdict.VERDICTS)}; null for an SAE on its own model",
+    "why": "the verdict's reason, and what to do next",
+    **{f"{name}_low": f"lower bound of the 95% interval of {name}" for name in BOUNDED},
+    **{f"{name}_high": f"upper bound of the 95% interval of {name}" for name in BOUNDED},
+}
+ON_BOTH = ("l0", "explained_variance")
+"""Metrics that are compared over the positions that both cells keep."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The cell that another is compared with, and what it is called."""
+
+    cell: Cell
+    words: str
+
+
+Kept = Callable[[Cell, Cell], Mapping[str, Floats] | None]
+"""Of (cell, other): sums [documents] of the first over the positions that both keep; None where both keep the same."""
+
+
+def same_positions(_: Cell, __: Cell) -> None:
+    """For cells without outliers."""
+
+
+def reference(cell: Cell, own: Mapping[str, str | None], cells: Mapping[Cell, Documents]) -> Reference | None:
+    """The replacement reference: the first other SAE whose own model this is; else the origin reference. `own`: by SAE."""
+    for sae, model in own.items():
+        there = replace(cell, sae=sae)
+        if model == cell.model and sae != cell.sae and there in cells:
+            return Reference(there, f"SAE {sae}, made for {model}")
+    origin = own.get(cell.sae)
+    there = replace(cell, model=origin or "")
+    return Reference(there, f"the same SAE on {origin}") if there in cells else None
+
+
+def answered(
+    records: Sequence[Record],
+    measured: Mapping[Cell, Documents],
+    own: Mapping[str, str | None],
+    calibration: Calibration,
+    batched: Mapping[str, int],
+    criteria: Sequence[Criterion] = CRITERIA,
+    kept: Kept = same_positions,
+) -> list[Record]:
+    """The records with every column. `batched`: rows in a batch of the data sets whose legacy CE recovered is a mean of
+    batches."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in measured:
+        groups.setdefault((cell.data, cell.token_kind), []).append(cell)
+    answers: dict[Cell, Record] = {}
+    by_cell = {_cell(record): record for record in records}
+    for (data, _), cells in groups.items():
+        group = _Group({cell: measured[cell] for cell in cells}, own, batched.get(data), criteria, kept)
+        answers |= {cell: group.answer(cell, by_cell[cell], calibration) for cell in cells}
+    nothing: Record = dict.fromkeys(TABLE_COLUMNS[len(MEASURED_COLUMNS) :])
+    return [
+        {column: ({**record, **answers.get(_cell(record), nothing)})[column] for column in TABLE_COLUMNS} for record in records
+    ]
+
+
+class _Group:
+    """The cells of one data set and token kind: all their intervals by one bootstrap over the documents that they share."""
+
+    def __init__(
+        self,
+        cells: Mapping[Cell, Documents],
+        own: Mapping[str, str | None],
+        batch_size: int | None,
+        criteria: Sequence[Criterion],
+        kept: Kept,
+    ) -> None:
+        self._own = own
+        self._documents = len(next(iter(cells.values())).ids)
+        self._criteria = criteria
+        self._ratios: list[Ratio] = []
+        self._statistics: list[Statistic] = []
+        self._at: dict[tuple[Cell, str], int] = {}
+        self._references = {cell: reference(cell, own, cells) for cell in cells if own.get(cell.sae) != cell.model}
+        for cell, documents in cells.items():
+            for metric in METRICS:
+                self._at[cell, metric.name] = self._add(Statistic(self._ratio(documents.ratio(metric))))
+            legacy = documents.ratio(BY_NAME["ce_recovered"]) if batch_size is None else documents.legacy(batch_size)
+            self._at[cell, LEGACY] = self._add(Statistic(self._ratio(legacy)))
+        for cell, other in self._references.items():
+            if other is not None and alike([cells[cell], cells[other.cell]]):
+                for criterion in criteria:
+                    self._compare(cell, other.cell, criterion, cells, kept)
+        self._found = intervals(self._ratios, self._statistics)
+
+    def _ratio(self, ratio: Ratio) -> int:
+        self._ratios.append(ratio)
+        return len(self._ratios) - 1
+
+    def _add(self, statistic: Statistic) -> int:
+        self._statistics.append(statistic)
+        return len(self._statistics) - 1
+
+    def _compare(self, cell: Cell, other: Cell, criterion: Criterion, cells: Mapping[Cell, Documents], kept: Kept) -> None:
+        at = [self._statistics[self._at[one, criterion.metric]].first for one in (cell, other)]
+        if criterion.metric in ON_BOTH:
+            for index, pair in enumerate(((cell, other), (other, cell))):
+                both = kept(*pair)
+                if both is not None:
+                    at[index] = self._ratio(cells[pair[0]].over(both).ratio(BY_NAME[criterion.metric]))
+        change = Statistic(at[0], at[1], "log_ratio" if criterion.worse == "ratio" else "difference")
+        self._at[cell, f"change of {criterion.metric}"] = self._add(change)
+
+    def interval(self, cell: Cell, name: str) -> Interval | None:
+        """Of a metric, or of its change from the reference; None where it was not compared."""
+        at = self._at.get((cell, name))
+        return None if at is None else self._found[at]
+
+    def answer(self, cell: Cell, record: Record, calibration: Calibration) -> Record:
+        """The columns that are added to a record."""
+        bounds: Record = {}
+        for name in BOUNDED:
+            found = self._found[self._at[cell, name]]
+            low, high = (found.low, found.high) if record[name] is not None else (math.nan, math.nan)
+            bounds |= {f"{name}_low": _number(low), f"{name}_high": _number(high)}
+        if self._own.get(cell.sae) == cell.model:
+            return {"reference": None, "verdict": None, "why": f"{cell.model} is its own model", **bounds}
+        judged, other = self._verdict(cell, record, calibration), self._references[cell]
+        return {"reference": None if other is None else other.words, "verdict": judged.verdict, "why": judged.why, **bounds}
+
+    def _verdict(self, cell: Cell, record: Record, calibration: Calibration) -> Verdict:
+        other = self._references[cell]
+        at = circumstances(cell, record, self._own.get(cell.sae), calibration)
+        if other is None:
+            alone = {criterion.metric: self.interval(cell, criterion.metric) for criterion in ALONE}
+            return judge({name: found for name, found in alone.items() if found is not None}, None, at, ALONE)
+        changes = {c.metric: self.interval(cell, f"change of {c.metric}") for c in self._criteria}
+        defined = {name: found for name, found in changes.items() if found is not None and math.isfinite(found.value)}
+        at = replace(at, reference_delta_ce=self.interval(other.cell, "delta_ce"))
+        return judge(defined, other.words, at, self._criteria)
+
+
+def circumstances(cell: Cell, record: Record, origin: str | None, calibration: Calibration) -> Circumstances:
+    """What decides what to do next about a cell: norms against those of the SAE's own model, and outliers that were spliced."""
+    scale = calibration.scale(cell.model, cell.sae)
+    norms = {one.model: one for one in calibration.norms if one.hook_point == scale.hook_point}
+    ratio = None
+    if origin in norms and cell.model in norms:
+        theirs = _scaled_mean(calibration.scale(origin, cell.sae), norms[origin].factor_auto)
+        ratio = _scaled_mean(scale, norms[cell.model].factor_auto) / theirs
+    spliced = norms[cell.model].outliers if scale.threshold is None and cell.model in norms else 0
+    return Circumstances(
+        documents=record["documents"],
+        norm_ratio=ratio,
+        outliers_spliced=spliced,
+        ce_recovered=record["ce_recovered"],
+        explained_variance=record["explained_variance"],
+    )
+
+
+def _scaled_mean(scale: Scale, factor_auto: float) -> float:
+    """Mean norm of the activations that the SAE gets, but for a constant: `auto` factors are 1 / the mean norm."""
+    return scale.factor / factor_auto
+
+
+def _cell(record: Record) -> Cell:
+    return Cell(record["model"], record["sae"], record["data"], record["token_kind"])
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

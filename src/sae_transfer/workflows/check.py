@@ -1,0 +1,66 @@
+"""`check`: a run + bounds -> whether they hold, so that a team revalidates its SAEs at every update of a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sae_transfer.errors import UserError
+from sae_transfer.metrics.gate import Bound, Outcome, State, outcomes
+from sae_transfer.report.run import Run
+from sae_transfer.report.verdicts import place_of
+from sae_transfer.specs import several
+
+EXIT_CODES: Mapping[State, int] = {"holds": 0, "broken": 3, "not enough data": 4}
+BOUNDS: Mapping[str, Bound] = {
+    "max_delta_ce": Bound("delta_ce", "ΔCE", "most", 0.0),
+    "max_kl": Bound("kl", "KL", "most", 0.0),
+    "min_explained_variance": Bound("explained_variance", "explained variance", "least", 0.0),
+}
+"""What can be bounded, but for the limit."""
+
+Names = str | Sequence[str] | None
+
+
+def check(
+    run: Run | str | Path,
+    *,
+    max_delta_ce: float | None = None,
+    max_kl: float | None = None,
+    min_explained_variance: float | None = None,
+    model: Names = None,
+    sae: Names = None,
+    data: Names = None,
+    token_kind: Names = None,
+) -> list[Outcome]:
+    """Every bound on every cell that has these names, by its 95% interval: `outcome.state` is "holds", "broken" or "not
+    enough data", `outcome.record` the cell. Raises: UserError E-OPTION, E-RUN where the run is unfinished."""
+    run = run if isinstance(run, Run) else Run(run)
+    limits = {"max_delta_ce": max_delta_ce, "max_kl": max_kl, "min_explained_variance": min_explained_variance}
+    bounds = [replace(BOUNDS[name], limit=limit) for name, limit in limits.items() if limit is not None]
+    if not bounds:
+        raise UserError("E-OPTION", "nothing to check", "give --max-delta-ce, --max-kl or --min-explained-variance")
+    if run.manifest.status != "done":
+        raise UserError("E-RUN", f"{run.path} is unfinished", "repeat the command that began it")
+    records = run.records()
+    for column, names in {"model": model, "sae": sae, "data": data, "token_kind": token_kind}.items():
+        for name in several(names):
+            there = {record[column] for record in run.records()}
+            if name not in there:
+                option = f"--{column.replace('_', '-')}"
+                raise UserError("E-OPTION", f"{option} {name!r} is not in this run", f"choose from {', '.join(sorted(there))}")
+        records = [record for record in records if not names or record[column] in several(names)]
+    if not records:
+        raise UserError("E-OPTION", "no cell of this run has all of these names", "give fewer of them")
+    return outcomes(records, bounds)
+
+
+def line(one: Outcome) -> str:
+    """An outcome in words."""
+    return f"{one.state}: SAE {one.record['sae']} on {one.record['model']}, {place_of(one.record)}: {one.said}"
+
+
+def exit_code(found: Sequence[Outcome]) -> int:
+    """3 where a bound is broken, else 4 where one is not settled, else 0."""
+    states = {one.state for one in found}
+    worst: State = "broken" if "broken" in states else "not enough data" if "not enough data" in states else "holds"
+    return EXIT_CODES[worst]
