@@ -150,7 +150,7 @@ def documents_needed(found: Interval, limits: Sequence[float], narrow: float | N
     factor = max(((half / max(abs(found.value - limit), 1e-4 * width)) ** 2 for half, limit in halves), default=1.0)
     if narrow is not None:
         factor = min(factor, (width / narrow) ** 2)
-    return max(documents + 1, math.ceil(documents * factor))
+    return max(documents + 1, math.ceil(documents * factor - 1e-6))
 
 
 def words(criterion: Criterion, change: Interval, signed: bool) -> str:
