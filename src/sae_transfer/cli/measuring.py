@@ -96,14 +96,16 @@ def demo(
 ) -> None:
     """Measure the small pair that ships with the package, and say in plain sentences what transfers. Needs no download."""
     from sae_transfer.cli.progress import for_terminal
-    from sae_transfer.cli.reading import show_run
+    from sae_transfer.cli.reading import show_matrix, show_verdicts
     from sae_transfer.workflows import demo as workflow
 
     began = datetime.now(UTC)
     with for_terminal() as progress:
         run = workflow.demo(out, progress)
-    show_run(run, "table")
-    echo("\n" + "\n".join(f"- {sentence}" for sentence in workflow.found(run)))
+    show_matrix(run)
+    echo("\n" + "\n".join(f"- {sentence}" for sentence in workflow.found(run)) + "\n")
+    show_verdicts(workflow.transfers(run))
+    echo(f"run directory: {run.path}", err=True)
     _say_if_old(run, began)
     echo(f"\nNext: sae-transfer show {quote(str(run.path))} --format markdown\n      sae-transfer evaluate --help", err=True)
 

@@ -10,6 +10,9 @@ from typer import Argument, Option
 from sae_transfer.errors import UserError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sae_transfer.metrics.cells import Record
     from sae_transfer.report.run import Run
 
 Many = list[str]
@@ -66,18 +69,19 @@ def show_run(run: "Run", format: str) -> None:
     from sae_transfer.report import tables
 
     if format == "table":
-        show_verdicts(run)
+        show_verdicts(run.records())
+        _write("\n")
         show_matrix(run)
         sys.stderr.write(f"run directory: {run.path}\n")
     else:
         sys.stdout.write(tables.FORMATS[format](run.records(), run.footnotes()))
 
 
-def show_verdicts(run: "Run") -> None:
-    """A run's verdicts, for people."""
+def show_verdicts(records: "Sequence[Record]") -> None:
+    """The verdicts of some records, for people."""
     from sae_transfer.report import verdicts
 
-    _write(verdicts.terminal(run.records(), *_terminal()))
+    _write(verdicts.terminal(records, *_terminal()))
 
 
 def show_matrix(run: "Run") -> None:

@@ -1,4 +1,4 @@
-"""Records of a run -> plain sentences: where an SAE of one model still works on others, and what fine-tuning it gave."""
+"""Records of a run -> plain sentences: what a change did to a model, and what fine-tuning an SAE gave."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,6 @@ from dataclasses import dataclass
 from sae_transfer.errors import UserError
 from sae_transfer.metrics.cells import Record
 
-SMALL_DELTA_CE = 0.05
-"""Nats a token that a splice may cost more than on the SAE's own model, and the SAE still transfers."""
-SMALL_EV = 0.03
-"""Explained variance that it may lose."""
-SMALL_CE_RECOVERED = 0.05
-"""CE recovered that it may lose."""
-LARGE_DELTA_CE = 0.3
-"""Nats from which on it fails."""
 NOTHING_TO_REPAIR = 0.02
 """Nats between two SAEs on the same model that are not worth a repair."""
 
@@ -34,24 +26,6 @@ def record(records: Sequence[Record], model: str, sae: str, place: Place) -> Rec
             return one
     what = f"the run has no cell {model} / {sae} / {place.data} / {place.token_kind}"
     raise UserError("E-RUN", what, "give another -o")
-
-
-def transfer(records: Sequence[Record], sae: str, own: str, model: str, place: Place) -> str:
-    """How an SAE does on another model, against the same SAE on its own model."""
-    here, there = record(records, model, sae, place), record(records, own, sae, place)
-    more = here["delta_ce"] - there["delta_ce"]
-    less = there["explained_variance"] - here["explained_variance"]
-    recovered = there["ce_recovered"] - here["ce_recovered"]
-    works = more <= SMALL_DELTA_CE and less <= SMALL_EV and recovered <= SMALL_CE_RECOVERED
-    verb = "transfers to" if works else "fails on" if more >= LARGE_DELTA_CE else "only half works on"
-    said = (
-        f"The {sae} SAE {verb} {model}: on {place.words} it explains {here['explained_variance']:.1%} of the variance "
-        f"({there['explained_variance']:.1%} on {own}), at a ΔCE of {here['delta_ce']:.3f} nats a token "
-        f"({there['delta_ce']:.3f} on {own})."
-    )
-    if not works and recovered <= 0.15:
-        said += f" CE recovered hides it ({here['ce_recovered']:.3f} after {there['ce_recovered']:.3f}): read ΔCE and KL."
-    return said
 
 
 def damage(records: Sequence[Record], sae: str, own: str, model: str, place: Place) -> str:

@@ -80,4 +80,4 @@ def terminal(records: Sequence[Record], width: int | None, colour: bool) -> str:
     out = io.StringIO()
     wide = Console(width=10_000).measure(table).maximum
     Console(file=out, width=width or wide, force_terminal=colour, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n\n"
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from sae_transfer.metrics.cells import Record
 from sae_transfer.report import findings
 from sae_transfer.report.findings import Place
 from sae_transfer.report.run import Run
@@ -62,12 +63,15 @@ def _one_thread() -> Iterator[None]:
 
 
 def found(run: Run) -> list[str]:
-    """A sentence for each thing that the run shows."""
+    """A sentence for what the drift did and for what each fine-tuning gave."""
     records = run.records()
-    relatives = ("chat", "lora", "quantised", "drifted")
     return [
-        *(findings.transfer(records, "base", "base", model, TEXT) for model in relatives),
         findings.damage(records, "base", "base", "drifted", TEXT),
         findings.repair(records, "base", "tuned-on-drifted", "base", "drifted", TEXT, goal=("base", "base")),
         findings.repair(records, "base", "tuned-on-chat", "base", "chat", ROLLOUTS, goal=("chat", "chat")),
     ]
+
+
+def transfers(run: Run) -> list[Record]:
+    """The records that answer the question: the base SAE on each relative of its model."""
+    return [record for record in run.records() if record["sae"] == "base" and record["model"] != "base"]
