@@ -15,6 +15,8 @@ from sae_transfer.rows import COLUMNS
 EXIT_CODES = {
     0: "done",
     2: "a mistake that the line on stderr lets you mend",
+    3: "`check` alone: a bound is broken",
+    4: "`check` alone: there is not enough data to tell",
     130: "interrupted; the same command goes on",
     1: "anything else: one line, and the path of a log with the traceback",
 }
