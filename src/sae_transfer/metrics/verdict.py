@@ -210,5 +210,6 @@ def _next(verdict: str, at: Circumstances) -> str:
         return f"rescale first, its activations are {at.norm_ratio:.3g} times what it knows; then fine-tune it"
     if verdict == WITH_CARE:
         return "use it where that cost does not matter, else fine-tune it on this model"
-    hopeless = (at.ce_recovered is not None and at.ce_recovered < 0.5) or (at.explained_variance or 1.0) <= 0
+    recovered, variance = at.ce_recovered, at.explained_variance
+    hopeless = (recovered is not None and recovered < 0.5) or (variance is not None and variance <= 0)
     return "train a new one" if hopeless else "fine-tune it on this model"
