@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.report.run import Run
 from sae_transfer.runs import directory
 from sae_transfer.runs.manifest import Manifest, Session, Source, now
@@ -165,11 +165,11 @@ class _Laps:
 def _refuse_other_run(before: Manifest, spec: EvaluateSpec, sources: Mapping[str, Source], folder: Path) -> None:
     """Refuse to go on with a run of another spec, or whose files have changed since."""
     if before.spec != spec:
-        raise UserError("E-RUN", f"{folder} holds a run of another command", "repeat that command or give another -o")
+        raise UserError("E-RUN", f"{folder} holds a run of another command", f"repeat that command or {ELSEWHERE}")
     for name, source in sources.items():
         then = before.sources.get(name)
         if then is None or (source.files, source.revision) != (then.files, then.revision):
-            raise UserError("E-RUN", f"{name} has changed since the run in {folder} began", "give another -o")
+            raise UserError("E-RUN", f"{name} has changed since the run in {folder} began", ELSEWHERE)
 
 
 def _default_folder(spec: EvaluateSpec, sources: Mapping[str, Source]) -> Path:
