@@ -75,7 +75,7 @@ def _text(
     spec = EvaluateSpec(
         models=(_model(model, model_path),),
         saes=(_sae("sae", artifact, sae_path),),
-        data=(_data("text", text or published.PILE),),
+        data=() if text is None else (_data("text", text),),
         norm_scaling_factor=model.norm_scaling_factor if norm_scaling_factor is None else norm_scaling_factor,
         outlier_threshold=float(outlier_threshold) if ignore_outliers else "off",
         batch_size=eval_batch_size_prompts,
@@ -85,7 +85,7 @@ def _text(
 
     def measured() -> Record:
         with _here():
-            run = evaluate.run(spec, None, progress)
+            run = evaluate.run(spec, None, progress, published.PILE)
         return {
             **published.text_values(run.records()[0]),
             "ignore_outliers": ignore_outliers,
