@@ -20,6 +20,9 @@ CODES: dict[str, str] = {
     "E-RUN": "a run directory is of another run, of another schema, in use or damaged",
 }
 
+ELSEWHERE = "give another -o"
+"""What to do next where a place to write to is taken. Who has no -o says it otherwise."""
+
 
 class UserError(Exception):
     """A mistake that its message lets the user mend; the command line prints it as one line and exits with 2."""

@@ -158,6 +158,7 @@ class EvaluateSpec:
     models: tuple[ModelRef, ...]
     saes: tuple[SaeRef, ...]
     data: tuple[DataRef, ...]
+    """None, as a command may have it, is the text that the SAEs record; a run's own spec names it."""
     chat_template: str = "tokenizer"
     token_kinds: tuple[str, ...] = TOKEN_KINDS
     norm_scaling_factor: Literal["auto", "saelens", "own"] | float = "auto"
@@ -176,10 +177,11 @@ class EvaluateSpec:
     allow_pickle: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        for kind, refs in (("--model", self.models), ("--sae", self.saes), ("--text, --chats or --rows", self.data)):
+        for kind, refs in (("--model", self.models), ("--sae", self.saes)):
             if not refs:
                 raise UserError("E-SPEC", f"nothing given for {kind}", "give at least one")
             _unique(kind, [ref.name for ref in refs])
+        _unique("--text, --chats or --rows", [ref.name for ref in self.data])
         models = [ref.name for ref in self.models]
         for sae in self.saes:
             if sae.own_model not in (None, *models):

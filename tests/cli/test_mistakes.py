@@ -393,9 +393,21 @@ def own_scaling_without_an_own_model(pair: Pair, tmp: Path) -> list[str]:
     return arguments(pair, norm_scaling_factor="own")
 
 
-@case("E-SPEC", "nothing given")
+@case("E-SPEC", "nothing given for --text, --chats or --rows, and no SAE records")
 def no_data(pair: Pair, tmp: Path) -> list[str]:
     return ["--model", str(pair.base), "--sae", str(pair.sae_base)]
+
+
+@case("E-SPEC", "is no ORG/NAME of the Hub")
+def training_data_that_a_config_would_have_us_open(pair: Pair, tmp: Path) -> list[str]:
+    sae = save_sae(tmp / "sae", 0, metadata={"dataset_path": str(pair.text)})
+    return ["--model", str(pair.base), "--sae", str(sae)]
+
+
+@case("E-SPEC", "a on 'lab/a', b on 'lab/b'")
+def saes_of_different_training_data(pair: Pair, tmp: Path) -> list[str]:
+    saes = [save_sae(tmp / name, 0, metadata={"dataset_path": f"lab/{name}"}) for name in "ab"]
+    return ["--model", str(pair.base), "--sae", str(saes[0]), "--sae", str(saes[1])]
 
 
 @case("E-SPEC", "published chat template")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ class Hub(ThreadingHTTPServer):
         self.halved: dict[str, bool] = {}
         """Repositories whose files are sent in half, and whether their Content-Length admits it."""
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def environment(self, home: Path, **settings: str) -> dict[str, str]:
+        """That of a fresh process to which this is the Hub, with a cache of its own and no proxy between them."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+        return kept | {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "NO_PROXY": "*"} | settings
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,5 +1,7 @@
 """What configs and headers say, before any weight is read."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,25 @@ def test_facts_are_those_of_the_saved_pair(pair: Pair) -> None:
     assert (sae.format, sae.architecture, sae.d_in, sae.d_sae) == ("saelens", "standard", D_MODEL, D_SAE)
     assert (str(sae.hook_point), sae.prepend_bos, sae.context_size) == ("blocks.1.hook_resid_pre", True, 16)
     assert (sae.wants_scaling, sae.trained_on) == (True, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset"),
+    [
+        ({"dataset_path": "lab/old"}, "lab/old"),
+        ({"dataset_path": "lab/old", "metadata": {"dataset_path": "lab/new"}}, "lab/new"),
+        ({"dataset_path": ""}, None),
+        ({"dataset_path": ["lab/a"]}, "['lab/a']"),
+        ({}, None),
+    ],
+)
+def test_an_sae_says_what_it_was_trained_on(pair: Pair, tmp_path: Path, config: dict[str, Any], dataset: str | None) -> None:
+    """SAELens 3 wrote it beside the shape, 6 into the metadata; what is no name is kept as such, and refused by who uses it."""
+    shutil.copytree(pair.sae_base, tmp_path / "sae")
+    cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    old = {key: value for key, value in (cfg | cfg["metadata"]).items() if key != "metadata"}
+    write_jsonl(tmp_path / "sae" / "cfg.json", [old | config])
+    assert sae_facts(tmp_path / "sae").dataset == dataset
 
 
 @pytest.mark.parametrize(("layer", "fits"), [(0, True), (N_LAYERS - 1, True), (N_LAYERS, False), (99, False)])

@@ -1,7 +1,6 @@
 """Data sets on the Hub, through `datasets` and a real server, from a fresh process: the client reads its settings once."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import TEXTS, Pair, write_jsonl
+from tests.conftest import TEXTS, Pair, save_sae, write_jsonl
 from tests.running import fresh
 from tests.sources.serving import COMMIT, Hub, serve
 
@@ -44,6 +43,17 @@ try:
 except sae_transfer.UserError as error:
     print(json.dumps({"error": str(error)}))
 """
+OWN = """
+import json, sys, sae_transfer
+model, sae, out = sys.argv[1:]
+try:
+    first, again = (sae_transfer.evaluate(model, sae, out=out) for _ in range(2))
+    named = sae_transfer.evaluate(model, sae, text="lab/plain", max_documents=1000, out=out)
+    runs = [(str(run.manifest.spec.data), run.manifest.sessions[0].started.isoformat()) for run in (first, again, named)]
+    print(json.dumps({"runs": runs, "about": first.manifest.sources["sae:sae"].about, "notes": first.footnotes()}))
+except sae_transfer.UserError as error:
+    print(json.dumps({"error": str(error), "torch": "torch" in sys.modules}))
+"""
 ALPACA = [{"instruction": f"Do {i}", "input": "on this" if i % 5 == 0 else "", "output": f"Done {i}"} for i in range(40)]
 
 Asked = Callable[..., dict[str, Any]]
@@ -51,9 +61,9 @@ Asked = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A Hub with a data set of texts (two configurations), one of answers, one of another column, and one that runs code."""
+    """A Hub with a data set of texts (two configurations, or one), of answers, of another column, and one that runs code."""
     root = tmp_path_factory.mktemp("data_sets")
-    repos = {f"lab/{name}": root / name for name in ("texts", "alpaca", "odd", "script", "empty")}
+    repos = {f"lab/{name}": root / name for name in ("texts", "plain", "alpaca", "odd", "script", "empty")}
     for folder in repos.values():
         folder.mkdir()
     for name, texts in (("whole", TEXTS), ("few", TEXTS[:3])):
@@ -61,6 +71,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         pq.write_table(pa.table({"text": texts}), root / "texts" / name / "train.parquet")
     paths = "\n".join(f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in ("whole", "few"))
     (root / "texts" / "README.md").write_text(f"---\nconfigs:\n{paths}\n---\n")
+    write_jsonl(root / "plain" / "train.jsonl", [{"text": text} for text in TEXTS])
     write_jsonl(root / "alpaca" / "train.jsonl", ALPACA)
     write_jsonl(root / "odd" / "test.jsonl", [{"content": "text"}])
     (root / "script" / "script.py").write_text("raise SystemExit")
@@ -72,10 +83,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def ask(hub: Hub, tmp_path: Path) -> Asked:
     """Run code in a fresh process with an empty cache of its own, its one line of output read as JSON."""
 
-    def asked(code: str, *args: str, endpoint: str = hub.endpoint, **settings: str) -> dict[str, Any]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-        env = kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"} | settings
-        done = fresh("-c", code, *args, env=env)
+    def asked(code: str, *args: str, **settings: str) -> dict[str, Any]:
+        done = fresh("-c", code, *args, env=hub.environment(tmp_path / "home", **settings))
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found
@@ -125,7 +134,7 @@ def test_what_is_wrong_with_a_data_set_is_one_line(ask: Asked, kind: str, source
     assert "\n" not in error
 
 
-@pytest.mark.parametrize("settings", [{"endpoint": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
+@pytest.mark.parametrize("settings", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
 def test_a_hub_that_is_down_is_one_line(ask: Asked, settings: dict[str, str]) -> None:
     """No connection, or none allowed."""
     assert ask(READ, "text", "lab/texts:few", "5", **settings)["error"].endswith(
@@ -141,3 +150,24 @@ def test_a_streamed_data_set_needs_an_end(ask: Asked, pair: Pair, tmp_path: Path
     local = ask(EVALUATE, str(pair.base), str(pair.sae_base), str(pair.text), "40", str(tmp_path / "local"))
     assert found["sources"]["data:text"]["revision"] == COMMIT
     assert found["records"] == local["records"]
+
+
+def test_without_data_the_text_is_what_the_sae_records(ask: Asked, pair: Pair, tmp_path: Path) -> None:
+    """The same command finds the run again, and so does one that names the data set; a footnote says whose it is."""
+    sae = save_sae(tmp_path / "sae", 0, metadata={"dataset_path": "lab/plain"})
+    found = ask(OWN, str(pair.base), str(sae), str(tmp_path / "run"))
+    assert len({tuple(run) for run in found["runs"]}) == 1, found
+    assert "source='lab/plain'" in found["runs"][0][0]
+    assert found["about"]["dataset"] == "lab/plain"
+    assert f"text: the first {len(TEXTS)} documents of lab/plain, the training data by the config of sae." in found["notes"]
+
+
+@pytest.mark.parametrize(("name", "settings"), [("lab/none", {}), ("lab/plain", {"HF_HUB_OFFLINE": "1"})])
+def test_a_recorded_text_that_cannot_be_had_is_one_line(
+    ask: Asked, pair: Pair, tmp_path: Path, name: str, settings: dict[str, str]
+) -> None:
+    """Before a tensor library is loaded; the user, who named no data set, is told to."""
+    sae = save_sae(tmp_path / "sae", 0, metadata={"dataset_path": name})
+    found = ask(OWN, str(pair.base), str(sae), str(tmp_path / "run"), **settings)
+    assert found["error"].startswith(f"no data given, and {name} is not ")
+    assert (": give --text, or " in found["error"], found["torch"]) == (True, False)

@@ -1,7 +1,6 @@
 """SAEs by release, by Hub repository: against a real server that speaks the Hub's protocol, from fresh processes."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +74,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         shutil.copytree(made.get(name) or gemma_scope(root / "made")[0], repos[release.repo] / release.folder)
     repos["lab/root"] = made["gpt2"]
     folder, _ = sparsify(root / "made" / "sparsify")
-    (folder.parent / "config.json").write_text(json.dumps({"model": "lab/pythia", "ctx_len": 77}))
+    (folder.parent / "config.json").write_text(json.dumps({"model": "lab/pythia", "ctx_len": 77, "dataset": "lab/texts"}))
     (folder / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     repos["lab/pythia"] = folder.parent
     with serve(repos) as server:
@@ -87,8 +86,7 @@ def run(hub: Hub, tmp_path: Path) -> Callable[..., str]:
     """A script in a fresh process with an empty cache of its own."""
 
     def ran(script: str, *args: str, endpoint: str = hub.endpoint) -> str:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-        done = fresh("-c", script, *args, env=kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "*"})
+        done = fresh("-c", script, *args, env=hub.environment(tmp_path, HF_ENDPOINT=endpoint))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -134,7 +132,7 @@ def test_a_folder_of_a_repository_is_the_folder_it_serves(hub: Hub, ask: Asked, 
     assert (found["revision"], found["name"]) == (COMMIT, name)
     asked = {path.rpartition("/")[2] for path in hub.requests if "/resolve/" in path}
     assert asked <= {"cfg.json", "sae_weights.safetensors", "sae.safetensors", "config.json"}
-    assert ("context_size=77" in found["facts"]) is ("pythia" in text)
+    assert ("context_size=77" in found["facts"]) is ("dataset='lab/texts'" in found["facts"]) is ("pythia" in text)
 
 
 def test_a_pickle_on_the_hub_is_not_even_downloaded(hub: Hub, ask: Asked) -> None:

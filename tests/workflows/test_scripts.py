@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sae_transfer import UserError
+from sae_transfer.data.rollouts import begin
 from sae_transfer.workflows import demo, published
 from tests.conftest import SHARED, write_jsonl
 from tests.running import fresh, run_script
@@ -99,6 +100,18 @@ def test_instructions_are_answered_by_the_chat_model(here: Path) -> None:
     assert answers.count(b"\n") == 3
     assert records("alpaca_transfer_script.py", *args, "--num_samples", "1") == first * 2
     assert (here / "generated_data_qwen.jsonl").read_bytes() == answers
+
+
+def test_another_models_answers_are_left_alone_with_advice_that_holds(here: Path) -> None:
+    """The scripts have no -o: the line says to move the file, and does not name an option that is not there."""
+    (here / "generated_data_qwen.jsonl").write_text('{"instruction": "a", "completion": "b"}\n')
+    begin(here / "generated_data_qwen.jsonl", {"model": "another"}, {})
+    asked = write_jsonl(here / "asked.jsonl", [{"instruction": "a"}])
+    args = [*ALPACA, "--chats", str(asked), "--mask_type", "rollout", "--num_samples", "1"]
+    status, _, err = run_script("alpaca_transfer_script.py", *args)
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "holds rollouts of another model: repeat its command or move it elsewhere, or run in another directory" in err
+    assert " -o" not in err
 
 
 def test_num_samples_is_ignored_where_the_published_chats_exist(here: Path) -> None:

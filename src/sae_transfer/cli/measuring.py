@@ -21,6 +21,7 @@ SAES = (
     "Folder; SAELens's release:sae_id; hf:org/repo[/path][@revision]; wandb:entity/project/artifact:version. "
     "MODEL is its own model, else that of the same NAME."
 )
+TEXT = "Documents: .txt, .jsonl or .parquet; or of the Hub, streamed. Without any data: what the SAEs record as theirs."
 DTYPE = "float32 (default), bfloat16, float16, 8bit or 4bit (bitsandbytes): of the model NAME, or of all others."
 PUBLISHED = "Chats and legacy CE recovered as the published code has them, quirks and all."
 DEVICE = "auto, cpu, mps, cuda or cuda:N; map: a model too large for one over all GPUs, then memory, then disk."
@@ -30,9 +31,7 @@ PICKLE = "Open pickled SAEs (ae.pt): only from who you trust; a pickle can run c
 def evaluate(
     model: Annotated[Many, Option(metavar=SOURCE, help="Folder, .gguf file, or Hub id org/name[@revision].")],
     sae: Annotated[Many, Option(metavar=SAE, help=SAES)],
-    text: Annotated[
-        Many | None, Option(metavar=DATA, help="Documents: .txt, .jsonl or .parquet; or of the Hub, streamed.")
-    ] = None,
+    text: Annotated[Many | None, Option(metavar=DATA, help=TEXT)] = None,
     chats: Annotated[
         Many | None,
         Option(
@@ -47,7 +46,9 @@ def evaluate(
     outlier_threshold: Annotated[str, Option(help="auto, off, or a number (scaled norm).")] = "auto",
     context_size: Annotated[int | None, Option(help="Of packed rows (default: the SAEs' smallest); longest chat.")] = None,
     batch_size: Annotated[int, Option(help="Rows that run together.")] = 8,
-    max_documents: Annotated[int | None, Option(help="Only the first N documents of each data set.")] = None,
+    max_documents: Annotated[
+        int | None, Option(help="Only the first N documents of each data set (of the SAEs' own text: 1000).")
+    ] = None,
     bos: Annotated[bool | None, Option("--bos/--no-bos", help="Pack with BOS; default: as the SAEs say.")] = None,
     dtype: Annotated[Many | None, Option(metavar="[NAME=]DTYPE", help=DTYPE)] = None,
     published: Annotated[bool, Option("--published", help=PUBLISHED)] = False,

@@ -31,7 +31,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--num_act_batches", required=True, type=count, help="recorded; MSE and L0 use the batches above")
         self.outlier_flags(default=100_000)
         self.add_argument("--sae_path", help="folder of an SAE, in place of the published one")
-        self.add_argument("--text", help="documents (.txt, .jsonl, .parquet) or rows of token ids (.jsonl of tokens)")
+        text = "documents (.txt, .jsonl, .parquet) or rows of token ids (.jsonl of tokens); else of the Hub: "
+        text += "what the SAE records that it was trained on, or the Pile"
+        self.add_argument("--text", help=text)
         return self
 
     def outlier_flags(self, default: int | None) -> None:

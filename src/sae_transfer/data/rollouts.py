@@ -16,12 +16,11 @@ from filelock import FileLock, Timeout
 from sae_transfer.data.chat import OffsetTokenizer, tokens_and_kinds
 from sae_transfer.data.templates import Message, Render
 from sae_transfer.data.text import has_input, records
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.runs.directory import write_atomically
 from sae_transfer.specs import HubData
 
 ORIGIN_VERSION = 1
-ELSEWHERE = "give another -o"
 
 
 def instructions(path: Path | HubData, limit: int | None) -> tuple[list[str], int]:

@@ -131,7 +131,9 @@ def _on_hub(data: HubData) -> Generator[dict[str, Any], None, None]:
                 yield {"completion": record["output"], **record} if "output" in record else record
         except (*REFUSALS, datasets.exceptions.DatasetsError, datasets.data_files.EmptyDatasetError) as error:
             line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError("E-DATA", f"{data} can't be read ({line:.300})", "check its configuration and split") from None
+            raise UserError(
+                "E-DATA", f"{data} can't be read ({line:.300})", "give ORG/NAME:CONFIG:SPLIT as it has them"
+            ) from None
 
 
 def _lines(file: Any, path: Path) -> Iterator[tuple[int, str]]:
@@ -158,7 +160,8 @@ def _field(path: Path | HubData, key: str) -> Generator[str, None, None]:
     with closing(records(path)) as found:
         for number, record in enumerate(found):
             if not isinstance(record.get(key), str):
-                raise UserError("E-DATA", f"{path} record {number} has no {key!r} that is a string", f"name the field {key!r}")
+                then = f"name the field {key!r}" if isinstance(path, Path) else "give another data set, or a file"
+                raise UserError("E-DATA", f"{path} record {number} has no {key!r} that is a string", then)
             yield record[key]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.metrics.cells import Record
 
 NOTHING_TO_REPAIR = 0.02
@@ -25,7 +25,7 @@ def record(records: Sequence[Record], model: str, sae: str, place: Place) -> Rec
         if (one["model"], one["sae"], one["data"], one["token_kind"]) == (model, sae, place.data, place.token_kind):
             return one
     what = f"the run has no cell {model} / {sae} / {place.data} / {place.token_kind}"
-    raise UserError("E-RUN", what, "give another -o")
+    raise UserError("E-RUN", what, ELSEWHERE)
 
 
 def damage(records: Sequence[Record], sae: str, own: str, model: str, place: Place) -> str:

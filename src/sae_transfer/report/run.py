@@ -95,7 +95,7 @@ class Run:
         return f"Run({str(self.path)!r}, {self.manifest.status}, {len(self.cells)} cells)"
 
     def footnotes(self) -> list[str]:
-        """What a reader of the table must know: scaling, outliers, what was left out, what is unfinished."""
+        """What a reader of the table must know: scaling, outliers, whose the text is, what was left out, what is unfinished."""
         manifest = self.manifest
         notes = []
         wants = {scale.sae: scale.asked_for for scale in manifest.calibration.scales}
@@ -114,6 +114,10 @@ class Run:
         numeric = isinstance(manifest.spec.outlier_threshold, float)
         if numeric and len({scale.factor for scale in manifest.calibration.scales}) > 1:
             notes.append("The outlier threshold is on scaled norms: SAEs whose factors differ can have different outliers.")
+        for ref in manifest.spec.data:
+            if ref.kind == "text" and (learnt := self._trained_on(ref.source)):
+                what = f"the first {manifest.data[ref.name].documents:,} documents of {ref.source}"
+                notes.append(f"{ref.name}: {what}, the training data by the config of {', '.join(learnt)}.")
         for name, data in manifest.data.items():
             if data.left_out:
                 notes.append(
@@ -122,6 +126,12 @@ class Run:
         if manifest.status != "done":
             notes.append("This run is unfinished: the same command resumes it.")
         return notes
+
+    def _trained_on(self, dataset: str) -> list[str]:
+        """SAEs whose configs say that they were trained on a data set."""
+        about = {name: source.about for name, source in self.manifest.sources.items()}
+        names = (sae.name for sae in self.manifest.spec.saes)
+        return [name for name in names if about.get(f"sae:{name}", {}).get("dataset") == dataset]
 
 
 def _numpy(column: pa.Array) -> NDArray[Any]:

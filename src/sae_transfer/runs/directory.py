@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.rows import COLUMNS, SCHEMA_VERSION, Block
 from sae_transfer.runs.manifest import Manifest, Part, parse
 
@@ -53,19 +53,19 @@ def claimed(folder: Path) -> Iterator[Path]:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError("E-RUN", f"{folder} is a file", "give a new folder with -o") from None
+        raise UserError("E-RUN", f"{folder} is a file", ELSEWHERE) from None
     except OSError as error:
-        raise UserError("E-PATH", f"{folder} can't be made ({error.strerror})", "give another folder with -o") from None
+        raise UserError("E-PATH", f"{folder} can't be made ({error.strerror})", ELSEWHERE) from None
     ours = (LOCK, f".{RUN_FILE}.")  # the second: what a kill in the first write left
     if not (folder / RUN_FILE).exists() and not all(entry.name.startswith(ours) for entry in folder.iterdir()):
-        raise UserError("E-RUN", f"{folder} is not empty and holds no run", "give a new folder with -o")
+        raise UserError("E-RUN", f"{folder} is not empty and holds no run", ELSEWHERE)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError("E-RUN", f"{folder} is being written by another process", "wait for it or give another -o") from None
+        raise UserError("E-RUN", f"{folder} is being written by another process", f"wait for it or {ELSEWHERE}") from None
     except OSError as error:
-        raise UserError("E-PATH", f"{folder} can't be written ({error.strerror})", "give another folder with -o") from None
+        raise UserError("E-PATH", f"{folder} can't be written ({error.strerror})", ELSEWHERE) from None
     try:
         yield folder
     finally:

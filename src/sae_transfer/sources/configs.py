@@ -47,6 +47,8 @@ class SaeFacts:
     prepend_bos: bool
     context_size: int | None
     trained_on: str | None
+    dataset: str | None = None
+    """What the SAE was trained on, as its trainer named it: a data set of the Hub, or anything else."""
     folded: float | None = None
     """A norm scaling factor that SAELens's release table says and its weights don't hold yet."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -189,6 +191,7 @@ def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
         prepend_bos=_flag(cfg, "prepend_bos", True, where),
         context_size=first_int(cfg, ("context_size",), where, "E-SAE"),
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
+        dataset=recorded(cfg.get("dataset_path")),
     )
     wanted = {"W_enc": (facts.d_in, facts.d_sae), "W_dec": (facts.d_sae, facts.d_in)}
     check_shapes(wanted, tensor_shapes(folder / "sae_weights.safetensors", "E-SAE"), where)
@@ -263,6 +266,11 @@ def _flag(cfg: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise UserError("E-SAE", f"{where}: {key} is {value!r:.100}, neither true nor false", "mend the config")
     return bool(value)
+
+
+def recorded(name: Any) -> str | None:
+    """A data set's name as a config has it; SAELens writes an empty one for none."""
+    return None if name is None or name == "" else str(name)
 
 
 def required_int(cfg: Mapping[str, Any], key: str, where: str) -> int:

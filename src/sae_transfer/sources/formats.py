@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sae_transfer.errors import UserError
-from sae_transfer.sources.configs import SaeFacts, check_shapes, first_int, required_int, saelens_facts
+from sae_transfer.sources.configs import SaeFacts, check_shapes, first_int, recorded, required_int, saelens_facts
 from sae_transfer.sources.local import array_shapes, read_json, tensor_shapes
 from sae_transfer.specs import HookPoint
 
@@ -164,6 +164,7 @@ def _sparsify(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
         overrides,
         trained_on=str(shared["model"]) if "model" in shared else None,
         context_size=first_int(shared, ("ctx_len",), str(beside), "E-SAE") or 2048,
+        dataset=recorded(shared.get("dataset")),
     )
 
 
@@ -185,6 +186,7 @@ def _facts(
     normalize_activations: str = "none",
     trained_on: str | None = None,
     context_size: int | None = CONTEXT,
+    dataset: str | None = None,
 ) -> SaeFacts:
     """What these formats leave unsaid is as SAELens has it: BOS in front of every row."""
     return SaeFacts(
@@ -197,6 +199,7 @@ def _facts(
         prepend_bos=True,
         context_size=context_size,
         trained_on=trained_on,
+        dataset=dataset,
         overrides=overrides,
     )
 

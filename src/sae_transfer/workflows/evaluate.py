@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.report.run import Run
 from sae_transfer.runs import directory
 from sae_transfer.runs.manifest import Manifest, Session, Source, now
@@ -62,7 +62,8 @@ def evaluate(
 
     Arguments are those of `sae-transfer evaluate`; sources are a string, several, or a mapping of NAME to source, and so is
     `dtype`: `"bfloat16"`, or `{"base": "float32", "small": "8bit"}`. The same call with the same `out` resumes a run that
-    was cut off. Raises: UserError for anything that the caller can mend.
+    was cut off. Without any data, it is the text that the SAEs record that they were trained on, streamed from the Hub.
+    Raises: UserError for anything that the caller can mend.
     """
     data: tuple[tuple[str, Sources | None], ...] = (("text", text), ("chats", chats), ("rows", rows))
     factor = choice_or_number("--norm-scaling-factor", norm_scaling_factor, ("auto", "saelens", "own"))
@@ -90,12 +91,15 @@ def evaluate(
     return run(spec, None if out is None else Path(out), progress or Silent())
 
 
-def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
-    """Carry out a spec in the directory `out`, or go on with what was begun there."""
+def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str | None = None) -> Run:
+    """Carry out a spec in the directory `out`, or go on with what was begun there.
+
+    `else_text`: a data set on the Hub for a spec without data whose SAEs record none.
+    """
     command = [word.encode(errors="backslashreplace").decode() for word in sys.argv]  # a path may be no UTF-8
     session, laps = Session(command=command, started=now(), versions=versions()), _Laps()
-    found = resolved(spec)
-    sources = found.sources()
+    found = resolved(spec, else_text)
+    spec, sources = found.spec, found.sources()
     with directory.claimed(out or _default_folder(spec, sources)) as folder:
         before = directory.read_manifest(folder) if (folder / directory.RUN_FILE).exists() else None
         if before is not None:
@@ -165,11 +169,11 @@ class _Laps:
 def _refuse_other_run(before: Manifest, spec: EvaluateSpec, sources: Mapping[str, Source], folder: Path) -> None:
     """Refuse to go on with a run of another spec, or whose files have changed since."""
     if before.spec != spec:
-        raise UserError("E-RUN", f"{folder} holds a run of another command", "repeat that command or give another -o")
+        raise UserError("E-RUN", f"{folder} holds a run of another command", f"repeat that command or {ELSEWHERE}")
     for name, source in sources.items():
         then = before.sources.get(name)
         if then is None or (source.files, source.revision) != (then.files, then.revision):
-            raise UserError("E-RUN", f"{name} has changed since the run in {folder} began", "give another -o")
+            raise UserError("E-RUN", f"{name} has changed since the run in {folder} began", ELSEWHERE)
 
 
 def _default_folder(spec: EvaluateSpec, sources: Mapping[str, Source]) -> Path:

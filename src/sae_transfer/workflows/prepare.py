@@ -1,7 +1,7 @@
 """Names -> resolved sources, checked against each other by config alone: no tensor library, no weight is read."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,13 +9,17 @@ from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import Source
 from sae_transfer.sources import configs, resolve
 from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, ResolvedSae
-from sae_transfer.specs import QUANTISED, EvaluateSpec
+from sae_transfer.specs import QUANTISED, DataRef, EvaluateSpec, HubData
+
+DOCUMENTS = 1_000
+"""Of the text that the SAEs record, where nobody says how much of it."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Every source of a run, found and checked by name and config alone."""
+    """Every source of a run, found and checked by name and config alone; and its spec, which names the data too."""
 
+    spec: EvaluateSpec
     models: tuple[ResolvedModel, ...]
     saes: tuple[ResolvedSae, ...]
     data: tuple[ResolvedData, ...]
@@ -31,18 +35,22 @@ class Resolved:
         return found | {f"data:{d.ref.name}": _source(d.at) for d in self.data}
 
 
-def resolved(spec: EvaluateSpec) -> Resolved:
+def resolved(spec: EvaluateSpec, else_text: str | None = None) -> Resolved:
     """Find every source and compare configs: width, depth, BOS, context size. No tensor library is imported.
+
+    `else_text`: a data set on the Hub for a spec without data whose SAEs record none.
 
     Raises: UserError.
     """
     check_formats({spec.dtype_of(ref) for ref in spec.models})
-    data = tuple(resolve.data(ref) for ref in spec.data)
-    for entry in data:
-        if entry.hub and not entry.hub.shuffled and spec.max_documents is None and spec.max_rows is None:
-            what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
-            raise UserError("E-SPEC", what, "give --max-documents N")
+    data = _data(spec)  # before the SAEs, which may take long to download
     saes = tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes)
+    if not spec.data:
+        spec = with_own_text(spec, saes, else_text)
+        try:
+            data = _data(spec)
+        except UserError as error:
+            raise UserError(error.code, f"no data given, and {error.what}", f"give --text, or {error.then}") from None
     models = tuple(resolve.model(ref) for ref in spec.models)
     for sae in saes:
         for model in models:
@@ -53,7 +61,39 @@ def resolved(spec: EvaluateSpec) -> Resolved:
         prepend_bos(spec, saes)
         context_size(spec, saes, models)
     template = resolve.template(spec.chat_template) if any(ref.kind == "chats" for ref in spec.data) else None
-    return Resolved(models, saes, data, template)
+    return Resolved(spec, models, saes, data, template)
+
+
+def _data(spec: EvaluateSpec) -> tuple[ResolvedData, ...]:
+    data = tuple(resolve.data(ref) for ref in spec.data)
+    for entry in data:
+        if entry.hub and not entry.hub.shuffled and spec.max_documents is None and spec.max_rows is None:
+            what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
+            raise UserError("E-SPEC", what, "give --max-documents N")
+    return data
+
+
+def with_own_text(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...], else_text: str | None = None) -> EvaluateSpec:
+    """A spec without data, with the text that its SAEs record that they were trained on; `else_text` where none does.
+
+    The name comes out of a config, so it is a data set on the Hub or nothing: never a path of this machine.
+
+    Raises: UserError E-SPEC.
+    """
+    recorded = {sae.facts.dataset: sae.ref.name for sae in saes if sae.facts.dataset is not None}
+    if len(recorded) > 1:
+        said = ", ".join(f"{sae} on {name!r:.200}" for name, sae in recorded.items())
+        raise UserError("E-SPEC", f"no data given, and the SAEs were trained on different text ({said})", "give --text")
+    source = next(iter(recorded), else_text)
+    if source is None:
+        what = "nothing given for --text, --chats or --rows, and no SAE records what it was trained on"
+        raise UserError("E-SPEC", what, "give at least one")
+    text = DataRef("text", "text", source)
+    hub = HubData.parse(text)
+    if hub is None or hub.repo != source or ".." in source:
+        what = f"no data given, and the text by default, {source!r:.200}, is no ORG/NAME of the Hub, or is a path here"
+        raise UserError("E-SPEC", what, "give --text")
+    return replace(spec, data=(text,), max_documents=spec.max_documents or (DOCUMENTS if spec.max_rows is None else None))
 
 
 def check_formats(dtypes: Collection[str]) -> None:

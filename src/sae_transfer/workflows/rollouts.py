@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.rows import Scale
 from sae_transfer.runs.manifest import now
 from sae_transfer.runs.provenance import hardware, versions
@@ -167,7 +167,7 @@ def _noted_scale(noted: dict[str, Any], out: Path) -> Scale:
     try:
         return Scale(**noted["scale"])
     except (KeyError, TypeError):
-        raise UserError("E-RUN", f"the origin of {out} is damaged at scale", "give another -o") from None
+        raise UserError("E-RUN", f"the origin of {out} is damaged at scale", ELSEWHERE) from None
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ without a seed, so nobody can draw them again.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from sae_transfer.errors import UserError
+from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.report.run import Run
 from sae_transfer.runs.directory import write_atomically
 from sae_transfer.sources import resolve
@@ -75,7 +75,7 @@ def _text(
     spec = EvaluateSpec(
         models=(_model(model, model_path),),
         saes=(_sae("sae", artifact, sae_path),),
-        data=(_data("text", text or published.PILE),),
+        data=() if text is None else (_data("text", text),),
         norm_scaling_factor=model.norm_scaling_factor if norm_scaling_factor is None else norm_scaling_factor,
         outlier_threshold=float(outlier_threshold) if ignore_outliers else "off",
         batch_size=eval_batch_size_prompts,
@@ -84,7 +84,8 @@ def _text(
     )
 
     def measured() -> Record:
-        run = evaluate.run(spec, None, progress)
+        with _here():
+            run = evaluate.run(spec, None, progress, published.PILE)
         return {
             **published.text_values(run.records()[0]),
             "ignore_outliers": ignore_outliers,
@@ -142,7 +143,8 @@ def alpaca(
     )
 
     def measured() -> Record:
-        run: Run = evaluate.run(spec, None, progress)
+        with _here():
+            run: Run = evaluate.run(spec, None, progress)
         return {
             "chat_model": chat_model_name,
             "mask_type": mask_type,
@@ -186,7 +188,18 @@ def _rollouts(
         max_documents=count,
         published=True,
     )
-    return DataRef("chats", "chats", str(rollouts.run(spec, progress).path))
+    with _here():
+        return DataRef("chats", "chats", str(rollouts.run(spec, progress).path))
+
+
+@contextmanager
+def _here() -> Iterator[None]:
+    """The workflows' mistakes, with advice that holds for scripts: what these write lies in the working directory."""
+    try:
+        yield
+    except UserError as error:
+        then = error.then.replace(ELSEWHERE, "move it elsewhere, or run in another directory")
+        raise UserError(error.code, error.what, then) from None
 
 
 def _model(model: published.PublishedModel, path: str | None) -> ModelRef:
