@@ -9,7 +9,11 @@ from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import Source
 from sae_transfer.sources import configs, resolve
 from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, ResolvedSae
-from sae_transfer.specs import QUANTISED, EvaluateSpec
+from sae_transfer.specs import QUANTISED, DriftSpec, EvaluateSpec, ReadingSpec
+
+
+CONTEXT_SIZE = 128
+"""Tokens of a packed row where no SAE says: what many SAEs are trained at."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,7 @@ def resolved(spec: EvaluateSpec) -> Resolved:
     Raises: UserError.
     """
     check_formats({spec.dtype_of(ref) for ref in spec.models})
-    data = tuple(resolve.data(ref) for ref in spec.data)
-    for entry in data:
-        if entry.hub and not entry.hub.shuffled and spec.max_documents is None and spec.max_rows is None:
-            what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
-            raise UserError("E-SPEC", what, "give --max-documents N")
+    data = _data(spec)
     saes = tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes)
     models = tuple(resolve.model(ref) for ref in spec.models)
     for sae in saes:
@@ -49,6 +49,34 @@ def resolved(spec: EvaluateSpec) -> Resolved:
             configs.check_fits(sae.ref.name, sae.facts, model.ref.name, model.facts)
     if spec.norm_scaling_factor == "own":
         _own_models(spec, saes)
+    return _found(spec, models, saes, data)
+
+
+def resolved_models(spec: DriftSpec) -> Resolved:
+    """The same without SAEs: models must be of one width, and have the layers that are asked for. Raises: UserError."""
+    check_formats({spec.dtype_of(ref) for ref in spec.models})
+    data = _data(spec)
+    models = tuple(resolve.model(ref) for ref in spec.models)
+    for model in models:
+        configs.check_alike(models[0].ref.name, models[0].facts, model.ref.name, model.facts)
+        for layer in spec.layers:
+            configs.check_layer(layer, model.ref.name, model.facts)
+    return _found(spec, models, (), data)
+
+
+def _data(spec: ReadingSpec) -> tuple[ResolvedData, ...]:
+    data = tuple(resolve.data(ref) for ref in spec.data)
+    for entry in data:
+        if entry.hub and not entry.hub.shuffled and spec.max_documents is None and spec.max_rows is None:
+            what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
+            raise UserError("E-SPEC", what, "give --max-documents N")
+    return data
+
+
+def _found(
+    spec: ReadingSpec, models: tuple[ResolvedModel, ...], saes: tuple[ResolvedSae, ...], data: tuple[ResolvedData, ...]
+) -> Resolved:
+    """What was found, where the packing of text is clear and the chat template is there."""
     if any(ref.kind == "text" for ref in spec.data):
         prepend_bos(spec, saes)
         context_size(spec, saes, models)
@@ -80,8 +108,8 @@ def _own_models(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> None:
             raise UserError("E-SPEC", what, f"name it as --sae {sae.ref.name}@MODEL=SOURCE")
 
 
-def prepend_bos(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> bool:
-    """Whether text is packed with BOS: `--bos`, else what the SAEs agree on. Raises UserError E-SPEC."""
+def prepend_bos(spec: ReadingSpec, saes: tuple[ResolvedSae, ...]) -> bool:
+    """Whether text is packed with BOS: `--bos`, else what the SAEs agree on, without SAEs yes. Raises UserError E-SPEC."""
     if spec.bos is not None:
         return spec.bos
     wanted = {sae.ref.name: sae.facts.prepend_bos for sae in saes}
@@ -89,11 +117,13 @@ def prepend_bos(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> bool:
         raise UserError(
             "E-SPEC", f"SAEs disagree on prepend_bos ({wanted}), and one run has one packing", "give --bos or --no-bos"
         )
-    return next(iter(wanted.values()))
+    return next(iter(wanted.values()), True)
 
 
-def context_size(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...], models: tuple[ResolvedModel, ...]) -> int:
-    """Tokens of a packed row: `--context-size`, else the SAEs' smallest. Raises UserError E-SPEC."""
+def context_size(spec: ReadingSpec, saes: tuple[ResolvedSae, ...], models: tuple[ResolvedModel, ...]) -> int:
+    """Tokens of a packed row: `--context-size`, else the SAEs' smallest, without SAEs CONTEXT_SIZE. Raises UserError E-SPEC."""
+    if not saes and spec.context_size is None:
+        return min(CONTEXT_SIZE, longest(models) or CONTEXT_SIZE)
     sizes = [sae.facts.context_size for sae in saes if sae.facts.context_size is not None]
     size = spec.context_size or min(sizes, default=None)
     if size is None:
