@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sae_transfer.errors import UserError as UserError
     from sae_transfer.report.run import Run as Run
     from sae_transfer.workflows.demo import demo as demo
+    from sae_transfer.workflows.drift import drift as drift
     from sae_transfer.workflows.evaluate import evaluate as evaluate
     from sae_transfer.workflows.rollouts import rollouts as rollouts
 
@@ -17,11 +18,12 @@ _HOME = {
     "Run": "sae_transfer.report.run",
     "UserError": "sae_transfer.errors",
     "demo": "sae_transfer.workflows.demo",
+    "drift": "sae_transfer.workflows.drift",
     "evaluate": "sae_transfer.workflows.evaluate",
     "rollouts": "sae_transfer.workflows.rollouts",
 }
 
-__all__ = ["Run", "UserError", "demo", "evaluate", "rollouts"]
+__all__ = ["Run", "UserError", "demo", "drift", "evaluate", "rollouts"]
 
 
 def __getattr__(name: str) -> Any:

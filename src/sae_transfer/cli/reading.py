@@ -10,6 +10,7 @@ import typer
 from sae_transfer.errors import UserError
 
 if TYPE_CHECKING:
+    from sae_transfer.report.drift import Drifts
     from sae_transfer.report.run import Run
 
 FORMATS = ("table", "markdown", "csv", "json")
@@ -22,9 +23,14 @@ def show(
     """Print a run's transfer matrix."""
     from sae_transfer.report.run import Run
 
+    known_format(format)
+    show_run(Run(run), format)
+
+
+def known_format(format: str) -> None:
+    """Raises UserError E-OPTION for a format that is none."""
     if format not in FORMATS:
         raise UserError("E-OPTION", f"--format {format!r} is not known", f"choose from {', '.join(FORMATS)}")
-    show_run(Run(run), format)
 
 
 def show_run(run: "Run", format: str) -> None:
@@ -41,3 +47,20 @@ def show_run(run: "Run", format: str) -> None:
     sys.stdout.flush()
     if format == "table":
         sys.stderr.write(f"run directory: {run.path}\n")
+
+
+def show_drift(drifts: "Drifts", format: str) -> None:
+    """A drift's records on stdout, with forecasts below the table; where they lie on stderr."""
+    from sae_transfer.report import drift
+
+    records = drifts.records()
+    if format == "table":
+        tty = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if tty else None
+        text = drift.terminal(records, drifts.forecasts(), drifts.footnotes(), width, tty)
+    else:
+        text = drift.FORMATS[format](records)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    if format == "table" and drifts.path is not None:
+        sys.stderr.write(f"folder: {drifts.path}\n")

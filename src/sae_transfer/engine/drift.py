@@ -96,7 +96,7 @@ def every_boundary(read: Residuals) -> Read:
 
 @torch.inference_mode()
 def measured(reference: Side, other: Side, data: TokenData, setting: Setting, advance: Advance) -> list[Drift]:
-    """A record for each hook point and token kind, in this order."""
+    """A record for each token kind and hook point, in this order."""
     found: list[Drift] = []
     for places in setting.groups():
         piles = _Piles(places)
@@ -109,7 +109,7 @@ def measured(reference: Side, other: Side, data: TokenData, setting: Setting, ad
                 piles.add(tokens, where, xs, ys)
                 advance(batch.tokens)
         found += [_record(reference, other, data, place, piles, setting) for place in places]
-    return found
+    return sorted(found, key=lambda record: setting.kinds.index(record.token_kind))
 
 
 def first_rows(lengths: Sequence[int], positions: int | None) -> int:
@@ -129,7 +129,8 @@ def _stretches(
     rows = first_rows(data.lengths, setting.positions)
     wanted = torch.tensor(sorted({kind for _, kind in places}))
     width = setting.d_model * torch.float32.itemsize * len({hook_point for hook_point, _ in places})
-    stretch, size = [], 0
+    stretch: list[tuple[Batch, TokenBatch, Bool[Tensor, "batch pos"]]] = []
+    size = 0
     for batch in batches(data.name, data.lengths, setting.batch_size):
         if min(batch.rows) < rows:
             tokens = data.batch(batch.rows)

@@ -29,6 +29,7 @@ class DriftManifest(BaseModel):
     seeds: dict[str, int]
     norms: tuple[Norms, ...]
     """Norms, outlier threshold and scaling factor of every model at every hook point."""
+    d_model: int
     skipped: tuple[Skipped, ...]
     session: Session
     drift: tuple[Drift, ...]

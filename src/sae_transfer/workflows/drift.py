@@ -128,6 +128,7 @@ def _measured(spec: DriftSpec, found: Resolved, folder: Path | None, progress: P
         data=prepared.about,
         seeds={"self_check": CHECK_SEED},
         norms=tuple(norms.values()),
+        d_model=width,
         skipped=prepared.skipped,
         session=ended,
         drift=tuple(records),
@@ -215,8 +216,8 @@ def _drift(
             if reason:
                 records += [
                     Drift(first, name, data.name, kind, str(hook_point), note=reason)
-                    for hook_point in hook_points
                     for kind in kinds
+                    for hook_point in hook_points
                 ]
                 continue
             here = setting.of(kinds)
