@@ -1,6 +1,7 @@
 """Each statistic of drift against a plain computation, and on maps whose answer is known."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_moments_add_up_however_positions_are_parted(cuts: Sequence[int]) -> Non
     x = stream(0)
     y = changed(x)
     edges = [0, *sorted(cuts), POSITIONS]
-    parts = [Moments.of(x[a:b], y[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [Moments.of(x[a:b], y[a:b]) for a, b in pairwise(edges)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -88,7 +89,8 @@ def test_moments_add_up_however_positions_are_parted(cuts: Sequence[int]) -> Non
 
 def rotation(seed: int) -> Tensor:
     """A random orthogonal map."""
-    q, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    drawn = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    q: Tensor = torch.linalg.qr(drawn)[0]
     return q
 
 

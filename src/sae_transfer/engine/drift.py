@@ -7,7 +7,7 @@ groups, each with its own pass over the cache.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,25 +50,31 @@ class Side:
 class Setting:
     """Where drift is measured, and how. `positions`: only the first rows, until they hold so many. Bytes change no number."""
 
-    hook_points: Sequence[HookPoint]
-    kinds: Sequence[str]
     d_model: int
     batch_size: int
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device
     statistics: Sequence[str] = tuple(STATISTICS)
     positions: int | None = None
+    hook_points: Sequence[HookPoint] = ()
+    kinds: Sequence[str] = ()
     moments: int = MOMENTS
     held: int = HELD
 
-    def of(self, kinds: Sequence[str]) -> "Setting":
-        """The same for some token kinds."""
-        return replace(self, kinds=kinds)
+    def at(self, hook_points: Sequence[HookPoint], kinds: Sequence[str]) -> "Setting":
+        """The same for some hook points and token kinds."""
+        return replace(self, hook_points=hook_points, kinds=kinds)
 
-    def groups(self) -> Iterator[list[tuple[HookPoint, int]]]:
+    def groups(self) -> list[list[tuple[HookPoint, int]]]:
         """Hook points and token kinds whose moments are held together."""
         places = [(hook_point, TOKEN_KINDS.index(kind)) for hook_point in self.hook_points for kind in self.kinds]
         size = max(1, self.moments // moments_bytes(self.d_model))
-        return (places[start : start + size] for start in range(0, len(places), size))
+        return [places[start : start + size] for start in range(0, len(places), size)]
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """What `measured` will advance by, for rows of such lengths: the tokens of every batch that it takes."""
+        rows = first_rows(lengths, self.positions)
+        taken = sum(batch.tokens for batch in batches("", lengths, self.batch_size) if min(batch.rows) < rows)
+        return taken * len(self.groups())
 
 
 def by_boundary(model: str, models: Models, cache: ActivationCache) -> Read:
@@ -102,7 +108,8 @@ def measured(reference: Side, other: Side, data: TokenData, setting: Setting, ad
         piles = _Piles(places)
         for stretch in _stretches(data, places, setting):
             waiting = [
-                (batch, tokens, where, _at(reference, batch, tokens, where, places, setting)) for batch, tokens, where in stretch
+                (batch, tokens, where, _at(reference, batch, tokens, where, places, setting))
+                for batch, tokens, where in stretch
             ]
             for batch, tokens, where, xs in waiting:
                 ys = _at(other, batch, tokens, where, places, setting)

@@ -23,7 +23,7 @@ Vectors = Float[Tensor, "pos d_model"]
 Matrix = Float[Tensor, "d_model d_model"]
 
 
-class Unknown(ValueError):
+class UnknownError(ValueError):
     """A statistic that these positions don't determine, and why."""
 
 
@@ -97,10 +97,10 @@ class Halves:
 
     @cached_property
     def all(self) -> Moments:
-        """Of every position. Raises Unknown where there is none."""
+        """Of every position. Raises UnknownError where there is none."""
         there = [half for half in (self.even, self.odd) if half is not None]
         if not there:
-            raise Unknown("no position is kept")
+            raise UnknownError("no position is kept")
         return there[0] if len(there) == 1 else there[0] + there[1]
 
 
@@ -153,7 +153,7 @@ def orthogonal_share(halves: Halves) -> float:
     even, odd = halves.even, halves.odd
     d_model = len(halves.all.mean_x)
     if even is None or odd is None or min(even.count, odd.count) <= d_model:
-        raise Unknown(f"an orthogonal map of width {d_model} needs more than {d_model} positions in each half of the documents")
+        raise UnknownError(f"a map of width {d_model} needs more than {d_model} positions in each half of the documents")
     return 1 - (_left_over(even, odd) + _left_over(odd, even)) / moved
 
 
@@ -164,7 +164,7 @@ def difference_pcs(halves: Halves) -> tuple[float, ...]:
     covariance = every.xx + every.yy - every.xy - every.xy.T
     total = float(covariance.trace())
     if not total > NOTHING * float(every.xx.trace() + every.yy.trace()):
-        raise Unknown("moved by one shift alone")
+        raise UnknownError("moved by one shift alone")
     largest = torch.linalg.eigvalsh(covariance).flip(0)[:TOP].clamp(min=0)
     return tuple((largest / total).tolist())
 
@@ -190,7 +190,7 @@ def described(halves: Halves, names: Sequence[str]) -> tuple[Mapping[str, float 
     for name in names:
         try:
             values[name] = STATISTICS[name](halves)
-        except Unknown as unknown:
+        except UnknownError as unknown:
             values[name] = None
             reasons.setdefault(str(unknown), []).append(name)
     return values, "; ".join(f"{reason}: no {', '.join(missing)}" for reason, missing in reasons.items())
@@ -207,18 +207,18 @@ def _left_over(fitted: Moments, on: Moments) -> float:
 
 def _moved(moments: Moments) -> float:
     if moments.square_d == 0:
-        raise Unknown("nothing moved")
+        raise UnknownError("nothing moved")
     return moments.square_d
 
 
 def _variance(centred: Matrix, square: float) -> float:
     variance = float(centred.trace())
     if not variance > NOTHING * square:
-        raise Unknown("the activations of the reference have no variance")
+        raise UnknownError("the activations of the reference have no variance")
     return variance
 
 
 def _over(above: float, below: float, why: str) -> float:
     if not below > 0:
-        raise Unknown(why)
+        raise UnknownError(why)
     return above / below

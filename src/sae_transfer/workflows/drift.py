@@ -3,14 +3,14 @@
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_transfer.errors import UserError
 from sae_transfer.report.drift import Drifts
-from sae_transfer.rows import Drift, Norms
+from sae_transfer.rows import Norms
 from sae_transfer.runs import drift as folders
 from sae_transfer.runs.drift import DriftManifest
 from sae_transfer.runs.manifest import Session, now
@@ -25,6 +25,7 @@ from sae_transfer.specs import (
     in_formats,
     named_sources,
 )
+from sae_transfer.workflows.compare import accumulates, compared
 from sae_transfer.workflows.evaluate import Sources
 from sae_transfer.workflows.prepare import Resolved, resolved_models
 from sae_transfer.workflows.progress import Progress, Silent
@@ -107,7 +108,10 @@ def _folder(out: Path | None) -> Iterator[Path | None]:
 
 
 def _measured(spec: DriftSpec, found: Resolved, folder: Path | None, progress: Progress) -> DriftManifest:
+    import torch
+
     from sae_transfer.engine.cache import ActivationCache
+    from sae_transfer.engine.drift import Setting, by_boundary
     from sae_transfer.models.split import CHECK_SEED
 
     command = [word.encode(errors="backslashreplace").decode() for word in sys.argv]  # a path may be no UTF-8
@@ -120,18 +124,26 @@ def _measured(spec: DriftSpec, found: Resolved, folder: Path | None, progress: P
     with tempfile.TemporaryFile(dir=folder, buffering=0) as spill:
         cache = ActivationCache(spill, spec.activation_cache)
         norms, width = _norms(spec, found, prepared, models, cache, hook_points, progress)
-        records = _drift(spec, found, prepared, models, cache, norms, width, progress)
+        first, *others = [model.ref.name for model in found.models]
+        records = compared(
+            {(first, name): hook_points for name in others},
+            prepared,
+            {(entry.model, entry.hook_point): entry.auto_threshold for entry in norms},
+            {name: by_boundary(name, models, cache) for name in (first, *others)},
+            Setting(width, spec.batch_size, torch.device(accumulates(device(spec)))),
+            progress,
+        )
     ended = session.model_copy(update={"finished": now(), "seconds": {"drift": round(time.monotonic() - began, 3)}})
     return DriftManifest(
         spec=spec,
         sources=found.sources(),
         data=prepared.about,
         seeds={"self_check": CHECK_SEED},
-        norms=tuple(norms.values()),
+        norms=norms,
         d_model=width,
         skipped=prepared.skipped,
         session=ended,
-        drift=tuple(records),
+        drift=records,
     )
 
 
@@ -153,7 +165,7 @@ def _norms(
     cache: "ActivationCache",
     hook_points: Sequence[HookPoint],
     progress: Progress,
-) -> tuple[dict[tuple[str, HookPoint], Norms], int]:
+) -> tuple[tuple[Norms, ...], int]:
     """Norms and `auto`'s outlier threshold of every model at every hook point, in one prefix pass each; and the width."""
     import torch
 
@@ -163,7 +175,7 @@ def _norms(
     boundaries = [hook_point.boundary for hook_point in hook_points]
     readable = {model.ref.name: prepared.of(model.ref.name) for model in found.models}
     advance = progress.stage("norms", sum(sum(data.lengths) for every in readable.values() for data in every))
-    norms: dict[tuple[str, HookPoint], Norms] = {}
+    norms: list[Norms] = []
     width = 0
     for name, data in readable.items():
         if data:
@@ -179,53 +191,6 @@ def _norms(
                     advance,
                 )
             for hook_point, sample in samples.items():
-                norms[name, hook_point] = engine.describe(name, hook_point, sample)
+                norms.append(engine.describe(name, hook_point, sample))
                 width = sample.d_model
-    return norms, width
-
-
-def _drift(
-    spec: DriftSpec,
-    found: Resolved,
-    prepared: Prepared,
-    models: Shelf,
-    cache: "ActivationCache",
-    norms: Mapping[tuple[str, HookPoint], Norms],
-    width: int,
-    progress: Progress,
-) -> list[Drift]:
-    """A record for every model but the first, data set, token kind and hook point."""
-    import torch
-
-    from sae_transfer.engine.drift import Setting, Side, by_boundary, measured
-
-    hook_points = list(dict.fromkeys(hook_point for _, hook_point in norms))
-    reasons = {(skipped.model, skipped.data): skipped.reason for skipped in prepared.skipped}
-
-    def side(name: str) -> Side:
-        thresholds = {at: entry.auto_threshold for (model, at), entry in norms.items() if model == name}
-        return Side(name, by_boundary(name, models, cache), thresholds)
-
-    first, *others = [model.ref.name for model in found.models]
-    setting = Setting(hook_points, (), width, spec.batch_size, torch.device(accumulates(device(spec))))
-    records: list[Drift] = []
-    for name in others:
-        for data in prepared.data.values():
-            kinds = prepared.about[data.name].token_kinds
-            reason = reasons.get((first, data.name)) or reasons.get((name, data.name))
-            if reason:
-                records += [
-                    Drift(first, name, data.name, kind, str(hook_point), note=reason)
-                    for kind in kinds
-                    for hook_point in hook_points
-                ]
-                continue
-            here = setting.of(kinds)
-            advance = progress.stage(f"comparing {name}, {data.name}", sum(data.lengths) * len(list(here.groups())))
-            records += measured(side(first), side(name), data, here, advance)
-    return records
-
-
-def accumulates(device: str) -> str:
-    """Where float64 sums are added: on a CUDA device, else on the CPU (MPS has no float64)."""
-    return device if device.startswith("cuda") else "cpu"
+    return tuple(norms), width

@@ -11,7 +11,6 @@ from sae_transfer.sources import configs, resolve
 from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, ResolvedSae
 from sae_transfer.specs import QUANTISED, DriftSpec, EvaluateSpec, ReadingSpec
 
-
 CONTEXT_SIZE = 128
 """Tokens of a packed row where no SAE says: what many SAEs are trained at."""
 
