@@ -1,4 +1,4 @@
-"""Drift beside what the base SAE costs on the demo pair, for docs/drift.md: `python -m recipes.demo_pair.drift [RUN]` writes it.
+"""Drift beside the base SAE's cost on the demo pair, for docs/drift.md: `python -m recipes.demo_pair.drift [RUN]` writes it.
 
 RUN is the folder of a `sae-transfer demo`, measured if it is not there. A test holds the tables against one.
 """

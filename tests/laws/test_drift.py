@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,8 @@ ROUNDING = 2e-5
 class Both:
     """Both models at hand; counts how often the one in use changes."""
 
-    boundaries: Sequence[int] = ()
-
     def __init__(self, pair: Pair) -> None:
+        self.boundaries: list[int] = []
         made = {name: AutoModelForCausalLM.from_pretrained(getattr(pair, name)) for name in ("base", "chat")}
         self.models = {name: SplitModel(model, name) for name, model in made.items()}
         self.changes: list[str] = []
@@ -67,7 +65,7 @@ def drifts(both: Both, data: TokenData, cache: int = 10**9, threshold: float | N
     kept = ActivationCache(io.BytesIO(), cache)
     setting = replace(Setting(D_MODEL, 8, torch.device("cpu")).at(HOOK_POINTS, ("all",)), **changes)
     thresholds = dict.fromkeys(HOOK_POINTS, threshold)
-    sides = [engine.Side(name, by_boundary(name, both, kept), thresholds) for name in ("base", "chat")]  # type: ignore[arg-type]
+    sides = [engine.Side(name, by_boundary(name, both, kept), thresholds) for name in ("base", "chat")]
     return measured(sides[0], sides[1], data, setting, lambda _: None)
 
 
