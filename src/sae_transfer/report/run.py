@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Record, empty, records
 from sae_transfer.metrics.definitions import METRICS, ce_recovered, ce_recovered_published
+from sae_transfer.rows import Drift
 from sae_transfer.runs.directory import read_manifest, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
@@ -65,6 +66,12 @@ class Run:
                 scale = None if reason else scales[cell.model, cell.sae]
                 by_cell[cell] = empty(cell, reason or "not measured yet", scale)
         return [by_cell[cell] for cell in self.cells]
+
+    def drift(self, own: str, model: str, data: str, token_kind: str, hook_point: str) -> Drift | None:
+        """How far a model lies from an SAE's own model where the SAE sits; None where the run has no such comparison."""
+        asked = (own, model, data, token_kind, hook_point)
+        found = ((d, (d.reference, d.model, d.data, d.token_kind, d.hook_point)) for d in self.manifest.drift)
+        return next((entry for entry, key in found if key == asked), None)
 
     def table(self) -> Any:
         """The same as a pandas DataFrame, a row a cell."""

@@ -27,6 +27,7 @@ from sae_transfer.specs import (
     named_sources,
 )
 from sae_transfer.workflows.calibrate import calibrate
+from sae_transfer.workflows.compare import beside
 from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.progress import Progress, Silent
 from sae_transfer.workflows.shelf import Shelf, device
@@ -121,6 +122,8 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
             cache = ActivationCache(spill, spec.activation_cache)
             calibration = before.calibration if before else calibrate(spec, found, prepared, models, cache, progress)
             laps.end("calibrate")
+            drift = before.drift if before else beside(spec, found, prepared, models, cache, calibration, progress)
+            laps.end("drift")
             manifest = directory.write_manifest(
                 folder,
                 Manifest(
@@ -131,6 +134,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
                     calibration=calibration,
                     calibration_hash=calibration.hash,
                     skipped=prepared.skipped,
+                    drift=drift,
                     sessions=(*(before.sessions if before else ()), session),
                     parts=before.parts if before else (),
                 ),
