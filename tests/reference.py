@@ -10,7 +10,7 @@ from sae_transfer.metrics.answers import MEANINGS as ANSWERS
 from sae_transfer.metrics.answers import TABLE_COLUMNS
 from sae_transfer.metrics.cells import MEANINGS
 from sae_transfer.metrics.definitions import METRICS
-from sae_transfer.rows import COLUMNS
+from sae_transfer.rows import COLUMNS, DRIFT_COLUMNS
 
 EXIT_CODES = {
     0: "done",
@@ -51,6 +51,11 @@ def reference() -> str:
     for row in COLUMNS:
         meaning = row.meaning.replace("|", "\\|")
         lines.append(f"| `{row.name}` | {'no' if row.role == 'key' else 'yes'} | {row.unit} | {meaning} |")
+    lines += ["", "## Columns of drift", "", "`drift` and its `.table()`; drift.md has the formulas.", ""]
+    lines += ["| column | unit | meaning |", "| --- | --- | --- |"]
+    for name, (unit, meaning) in DRIFT_COLUMNS.items():
+        said = meaning.replace("|", "\\|")
+        lines.append(f"| `{name}` | {unit} | {said} |")
     lines += ["", "## Exit codes", "", "| code | meaning |", "| --- | --- |"]
     lines += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
     lines += ["", "## Error codes", "", "| code | meaning |", "| --- | --- |"]

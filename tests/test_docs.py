@@ -15,7 +15,13 @@ from tests.reference import PATH, reference
 from tests.running import run, run_script
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"base": "models/base", "chat": "models/chat", "sae-base": "saes/base", "sae-chat": "saes/chat"}
+NAMES = {
+    "base": "models/base",
+    "chat": "models/chat",
+    "drifted": "models/drifted",
+    "sae-base": "saes/base",
+    "sae-chat": "saes/chat",
+}
 
 
 def blocks(page: str, language: str) -> list[str]:

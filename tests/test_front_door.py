@@ -43,7 +43,9 @@ def test_public_names_are_those_of_the_map_and_the_docs() -> None:
         _ = sae_transfer.nothing
 
 
-@pytest.mark.parametrize("args", [["--help"], ["evaluate", "--help"], ["rollouts", "--help"], ["show", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["drift", "--help"], ["evaluate", "--help"], ["rollouts", "--help"], ["show", "--help"]]
+)
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
     """--help is there before a tensor library could be."""
     assert loaded_by(*args) == "[]"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sae_transfer.report.run import Run as Run
     from sae_transfer.workflows.check import check as check
     from sae_transfer.workflows.demo import demo as demo
+    from sae_transfer.workflows.drift import drift as drift
     from sae_transfer.workflows.evaluate import evaluate as evaluate
     from sae_transfer.workflows.rollouts import rollouts as rollouts
 
@@ -19,11 +20,12 @@ _HOME = {
     "UserError": "sae_transfer.errors",
     "check": "sae_transfer.workflows.check",
     "demo": "sae_transfer.workflows.demo",
+    "drift": "sae_transfer.workflows.drift",
     "evaluate": "sae_transfer.workflows.evaluate",
     "rollouts": "sae_transfer.workflows.rollouts",
 }
 
-__all__ = ["Run", "UserError", "check", "demo", "evaluate", "rollouts"]
+__all__ = ["Run", "UserError", "check", "demo", "drift", "evaluate", "rollouts"]
 
 
 def __getattr__(name: str) -> Any:

@@ -127,3 +127,50 @@ class Calibration:
     def scale(self, model: str, sae: str) -> Scale:
         """The scale of one SAE on one model."""
         return next(scale for scale in self.scales if (scale.model, scale.sae) == (model, sae))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one model's residual stream lies from another's at one hook point, on the same tokens: no SAE. A value is None
+    where `note` says why, or where it was not asked for. docs/drift.md defines each."""
+
+    reference: str
+    model: str
+    data: str
+    token_kind: str
+    hook_point: str
+    positions: int | None = None
+    outliers: int | None = None
+    cosine: float | None = None
+    norm_ratio: float | None = None
+    relative_distance: float | None = None
+    cka: float | None = None
+    scalar_share: float | None = None
+    shift_share: float | None = None
+    orthogonal_share: float | None = None
+    difference_pcs: tuple[float, ...] | None = None
+    note: str = ""
+
+
+DRIFT_COLUMNS: dict[str, tuple[str, str]] = {
+    "reference": ("", "NAME of the model that the others are compared with (x)"),
+    "model": ("", "NAME of the model (y)"),
+    "data": ("", "NAME of the data set"),
+    "token_kind": ("", "kind of the positions: all, user_prompt, rollout, control_tokens, system"),
+    "hook_point": ("", "place in the residual stream"),
+    "positions": ("positions", "under test and an outlier in neither model"),
+    "outliers": ("positions", "under test and an outlier (`auto`) in one of the models: left out"),
+    "cosine": ("1", "mean of cos(x, y)"),
+    "norm_ratio": ("1", "mean |y| / mean |x|"),
+    "relative_distance": ("1", "sqrt(sum |y - x|^2 / sum |x - mean x|^2)"),
+    "cka": ("1", "linear CKA of centred activations"),
+    "scalar_share": ("1", "share of sum |y - x|^2 that y = a x explains with the best number a"),
+    "shift_share": ("1", "share of sum |y - x|^2 that y = x + b explains with the best vector b"),
+    "orthogonal_share": (
+        "1",
+        "share of sum |y - x|^2 that the best orthogonal map about the means explains, on documents that it was not fitted on",
+    ),
+    "difference_pcs": ("1", "shares of the variance of y - x along its top five principal directions"),
+    "note": ("", "why values are missing"),
+}
+"""Unit and meaning of each field of Drift."""

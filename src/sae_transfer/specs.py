@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 from sae_transfer.errors import UserError
 
@@ -177,11 +177,8 @@ class EvaluateSpec:
     allow_pickle: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        for kind, refs in (("--model", self.models), ("--sae", self.saes)):
-            if not refs:
-                raise UserError("E-SPEC", f"nothing given for {kind}", "give at least one")
-            _unique(kind, [ref.name for ref in refs])
-        _unique("--text, --chats or --rows", [ref.name for ref in self.data])
+        _some("--sae", self.saes)
+        _data_of_models(self)
         models = [ref.name for ref in self.models]
         for sae in self.saes:
             if sae.own_model not in (None, *models):
@@ -190,18 +187,9 @@ class EvaluateSpec:
             raise UserError(
                 "E-SPEC", "--published needs a published chat template", f"give --chat-template {', '.join(PUBLISHED)}"
             )
-        for kind in self.token_kinds:
-            if kind not in TOKEN_KINDS:
-                raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
-        for dtype in (self.dtype, *(ref.dtype for ref in self.models if ref.dtype is not None)):
-            _machine(dtype, self.device)
         _positive("--norm-scaling-factor", self.norm_scaling_factor)
         _positive("--outlier-threshold", self.outlier_threshold)
-        _whole("--batch-size", self.batch_size, 1)
-        _whole("--max-documents", self.max_documents, 1)
         _whole("rows", self.max_rows, 1)
-        _whole("--context-size", self.context_size, 2)
-        _whole("--activation-cache", self.activation_cache, 0)
 
     def dtype_of(self, model: ModelRef) -> str:
         """The number format that a model is loaded in: its own, else the run's."""
@@ -212,6 +200,48 @@ class EvaluateSpec:
         if sae.own_model is not None:
             return sae.own_model
         return sae.name if sae.name in {ref.name for ref in self.models} else None
+
+
+@dataclass(frozen=True)
+class DriftSpec:
+    """Everything that decides a `drift` table's numbers. The first model is the one that the others are compared with.
+
+    `layers`: how many layers lie before each place; none given is all of them. Raises UserError (E-SPEC, E-OPTION).
+    """
+
+    models: tuple[ModelRef, ...]
+    data: tuple[DataRef, ...]
+    layers: tuple[int, ...] = ()
+    chat_template: str = "tokenizer"
+    token_kinds: tuple[str, ...] = TOKEN_KINDS
+    context_size: int | None = None
+    batch_size: int = 8
+    max_documents: int | None = None
+    bos: bool | None = None
+    dtype: str = "float32"
+    device: str = field(default="auto", compare=False)
+    activation_cache: int = field(default=2_000_000_000, compare=False)
+    saes: ClassVar[tuple[SaeRef, ...]] = ()
+    published: ClassVar[bool] = False
+    max_rows: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2:
+            raise UserError("E-SPEC", "drift is between two models", "give --model twice, what it was made of first")
+        _some("--text, --chats or --rows", self.data)
+        _data_of_models(self)
+        for layer in self.layers:
+            _whole("--layer", layer, 0)
+        if len(set(self.layers)) < len(self.layers):
+            raise UserError("E-SPEC", "--layer: a layer stands twice", "give each once")
+
+    def dtype_of(self, model: ModelRef) -> str:
+        """The number format that a model is loaded in: its own, else the run's."""
+        return model.dtype or self.dtype
+
+
+ReadingSpec = EvaluateSpec | DriftSpec
+"""What reads data and runs models on them."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +287,27 @@ def choice_or_number(option: str, value: str | float, choices: Iterable[str]) ->
         return float(value)
     except (ValueError, TypeError):
         raise UserError("E-OPTION", f"{option} {value!r} is no number", f"give {', '.join(allowed)} or a number") from None
+
+
+def _data_of_models(spec: ReadingSpec) -> None:
+    """What every spec that reads data for several models has in common."""
+    _some("--model", spec.models)
+    _unique("--text, --chats or --rows", [ref.name for ref in spec.data])
+    for kind in spec.token_kinds:
+        if kind not in TOKEN_KINDS:
+            raise UserError("E-OPTION", f"--token-kinds {kind!r} is none of them", f"choose from {', '.join(TOKEN_KINDS)}")
+    for dtype in (spec.dtype, *(ref.dtype for ref in spec.models if ref.dtype is not None)):
+        _machine(dtype, spec.device)
+    _whole("--batch-size", spec.batch_size, 1)
+    _whole("--max-documents", spec.max_documents, 1)
+    _whole("--context-size", spec.context_size, 2)
+    _whole("--activation-cache", spec.activation_cache, 0)
+
+
+def _some(kind: str, refs: tuple[ModelRef, ...] | tuple[SaeRef, ...] | tuple[DataRef, ...]) -> None:
+    if not refs:
+        raise UserError("E-SPEC", f"nothing given for {kind}", "give at least one")
+    _unique(kind, [ref.name for ref in refs])
 
 
 def _machine(dtype: str, device: str) -> None:

@@ -55,7 +55,7 @@ def test_run_json_says_how_the_numbers_came_about(run: Run, pair: Pair) -> None:
     assert raw["status"] == "done"
     (session,) = raw["sessions"]
     assert {"python", "torch", "transformers", "sae-lens", "sae-transfer"} <= session["versions"].keys()
-    assert session["seconds"].keys() == {"prepare", "calibrate", "measure"}
+    assert session["seconds"].keys() == {"prepare", "calibrate", "drift", "measure"}
     assert session["command"]
     assert session["finished"] > session["started"]
     assert session["hardware"]["device"]

@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(measuring.demo)
+app.command("drift")(measuring.drift)
 app.command("evaluate")(measuring.evaluate)
 app.command("rollouts")(measuring.rollouts)
 app.command("show")(reading.show)

@@ -92,6 +92,59 @@ def evaluate(
     _say_if_old(run, began)
 
 
+def drift(
+    model: Annotated[Many, Option(metavar=SOURCE, help="Twice or more; the first is what the others are compared with.")],
+    text: Annotated[Many | None, Option(metavar=DATA, help="Documents, as in evaluate.")] = None,
+    chats: Annotated[Many | None, Option(metavar=DATA, help="Chats, as in evaluate.")] = None,
+    rows: Annotated[Many | None, Option(metavar=FILE, help="Token ids, never repacked: .jsonl or .parquet.")] = None,
+    layer: Annotated[
+        list[int] | None, Option(metavar="N", help="Before layer N; after the last, how many there are. Default: every one.")
+    ] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help="Folder for drift.json; without it nothing is written.")] = None,
+    format: Annotated[str, Option(help="table, markdown, csv or json.")] = "table",
+    chat_template: Annotated[str, Option(help="tokenizer, qwen, mistral, gemma, or a file with {instruction}.")] = "tokenizer",
+    token_kinds: Annotated[str, Option(help="Kinds to measure, of those that occur.")] = ",".join(TOKEN_KINDS),
+    context_size: Annotated[int | None, Option(help="Of packed rows (default: 128); longest chat.")] = None,
+    batch_size: Annotated[int, Option(help="Rows that run together.")] = 8,
+    max_documents: Annotated[int | None, Option(help="Only the first N documents of each data set.")] = None,
+    bos: Annotated[bool | None, Option("--bos/--no-bos", help="Pack with BOS, which is the default.")] = None,
+    dtype: Annotated[Many | None, Option(metavar="[NAME=]DTYPE", help=DTYPE)] = None,
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
+    activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
+) -> None:
+    """How far every further model's residual stream moved from the first one's, layer by layer, and a forecast. Needs no SAE.
+
+    --model, --text, --chats, --rows, --layer and --dtype may be given several times.
+    """
+    from sae_transfer.cli.progress import for_terminal
+    from sae_transfer.cli.reading import known_format, show_drift
+    from sae_transfer.workflows import drift as workflow
+
+    known_format(format)
+    began = datetime.now(UTC)
+    with for_terminal() as progress:
+        drifts = workflow.drift(
+            model,
+            text=text,
+            chats=chats,
+            rows=rows,
+            layers=layer,
+            out=out,
+            chat_template=chat_template,
+            token_kinds=token_kinds,
+            context_size=context_size,
+            batch_size=batch_size,
+            max_documents=max_documents,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            activation_cache=activation_cache,
+            progress=progress,
+        )
+    show_drift(drifts, format)
+    _say_if_finished_before(drifts.manifest.session.finished, began)
+
+
 def demo(
     out: Annotated[Path, Option("--out", "-o", help="Run directory.")] = Path("runs/demo"),
 ) -> None:
@@ -113,7 +166,10 @@ def demo(
 
 def _say_if_old(run: "Run", began: datetime) -> None:
     """Tell that a finished run was read, not measured."""
-    finished = run.manifest.sessions[-1].finished
+    _say_if_finished_before(run.manifest.sessions[-1].finished, began)
+
+
+def _say_if_finished_before(finished: datetime | None, began: datetime) -> None:
     if finished is not None and finished < began:
         echo(f"already measured, finished {finished:%Y-%m-%d %H:%M} UTC: nothing was run", err=True)
 

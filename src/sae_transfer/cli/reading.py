@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sae_transfer.metrics.cells import Record
+    from sae_transfer.report.drift import Drifts
     from sae_transfer.report.run import Run
 
 Many = list[str]
@@ -35,9 +36,14 @@ def show(
     from sae_transfer.metrics.verdict import criteria
     from sae_transfer.report.run import Run
 
+    known_format(format)
+    show_run(Run(run, criteria(criterion or [])), format)
+
+
+def known_format(format: str) -> None:
+    """Raises UserError E-OPTION for a format that is none."""
     if format not in FORMATS:
         raise UserError("E-OPTION", f"--format {format!r} is not known", f"choose from {', '.join(FORMATS)}")
-    show_run(Run(run, criteria(criterion or [])), format)
 
 
 def check(
@@ -100,3 +106,16 @@ def _terminal() -> tuple[int | None, bool]:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def show_drift(drifts: "Drifts", format: str) -> None:
+    """A drift's records on stdout, with forecasts below the table; where they lie on stderr."""
+    from sae_transfer.report import drift
+
+    records = drifts.records()
+    if format == "table":
+        _write(drift.terminal(records, drifts.forecasts(), drifts.footnotes(), *_terminal()))
+    else:
+        _write(drift.FORMATS[format](records))
+    if format == "table" and drifts.path is not None:
+        sys.stderr.write(f"folder: {drifts.path}\n")

@@ -13,6 +13,7 @@ from sae_transfer.metrics.cells import Record, empty, records
 from sae_transfer.metrics.definitions import ce_recovered, ce_recovered_published
 from sae_transfer.metrics.documents import by_document
 from sae_transfer.metrics.verdict import CRITERIA, Criterion
+from sae_transfer.rows import Drift
 from sae_transfer.runs.directory import read_manifest, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
@@ -83,6 +84,12 @@ class Run:
                 by_cell[cell] = empty(cell, reason or "not measured yet", scale)
         own = {sae.name: manifest.spec.own_model(sae) for sae in manifest.spec.saes}
         return answered([by_cell[cell] for cell in self.cells], measured, own, manifest.calibration, batched, self.criteria)
+
+    def drift(self, own: str, model: str, data: str, token_kind: str, hook_point: str) -> Drift | None:
+        """How far a model lies from an SAE's own model where the SAE sits; None where the run has no such comparison."""
+        asked = (own, model, data, token_kind, hook_point)
+        found = ((d, (d.reference, d.model, d.data, d.token_kind, d.hook_point)) for d in self.manifest.drift)
+        return next((entry for entry, key in found if key == asked), None)
 
     def table(self) -> Any:
         """The same as a pandas DataFrame, a row a cell."""

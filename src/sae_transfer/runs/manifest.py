@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sae_transfer.errors import UserError
-from sae_transfer.rows import SCHEMA_VERSION, Calibration
+from sae_transfer.rows import SCHEMA_VERSION, Calibration, Drift
 from sae_transfer.specs import EvaluateSpec
 
 
@@ -86,6 +86,8 @@ class Manifest(_Part):
     calibration: Calibration
     calibration_hash: str
     skipped: tuple[Skipped, ...] = ()
+    drift: tuple[Drift, ...] = ()
+    """How far other models lie from each SAE's own model at its hook point, on the first positions of each data set."""
     sessions: tuple[Session, ...]
     parts: tuple[Part, ...] = ()
 

@@ -222,6 +222,20 @@ def check_fits(sae: str, facts: SaeFacts, model: str, shape: ModelFacts) -> None
         )
 
 
+def check_alike(first: str, facts: ModelFacts, other: str, others: ModelFacts) -> None:
+    """Whether two models have one width. Raises UserError E-WIDTH."""
+    if None not in (facts.d_model, others.d_model) and facts.d_model != others.d_model:
+        what = f"model {first} has width {facts.d_model}, {other} has {others.d_model}"
+        raise UserError("E-WIDTH", what, "compare a model with what it was made of")
+
+
+def check_layer(layer: int, model: str, facts: ModelFacts) -> None:
+    """Whether a model has a place after so many layers. Raises UserError E-LAYER."""
+    if facts.n_layers is not None and layer > facts.n_layers:
+        what = f"--layer {layer}: model {model} has layers 0 to {facts.n_layers - 1}"
+        raise UserError("E-LAYER", what, f"give one of them, or {facts.n_layers} for the end of the last")
+
+
 def _architecture(cfg: Mapping[str, Any], where: str) -> str:
     name = str(cfg.get("architecture", "standard"))
     activation = str(cfg.get("activation_fn", cfg.get("activation_fn_str", "relu")))

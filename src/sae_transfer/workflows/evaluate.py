@@ -27,7 +27,8 @@ from sae_transfer.specs import (
     named_sources,
 )
 from sae_transfer.workflows.calibrate import calibrate
-from sae_transfer.workflows.prepare import resolved
+from sae_transfer.workflows.compare import beside
+from sae_transfer.workflows.prepare import resolved, with_data
 from sae_transfer.workflows.progress import Progress, Silent
 from sae_transfer.workflows.shelf import Shelf, device
 from sae_transfer.workflows.tokenise import tokenised
@@ -98,8 +99,9 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
     """
     command = [word.encode(errors="backslashreplace").decode() for word in sys.argv]  # a path may be no UTF-8
     session, laps = Session(command=command, started=now(), versions=versions()), _Laps()
-    found = resolved(spec, else_text)
-    spec, sources = found.spec, found.sources()
+    spec = with_data(spec, else_text)
+    found = resolved(spec)
+    sources = found.sources()
     with directory.claimed(out or _default_folder(spec, sources)) as folder:
         before = directory.read_manifest(folder) if (folder / directory.RUN_FILE).exists() else None
         if before is not None:
@@ -125,6 +127,8 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
             cache = ActivationCache(spill, spec.activation_cache)
             calibration = before.calibration if before else calibrate(spec, found, prepared, models, cache, progress)
             laps.end("calibrate")
+            drift = before.drift if before else beside(spec, found, prepared, models, cache, calibration, progress)
+            laps.end("drift")
             manifest = directory.write_manifest(
                 folder,
                 Manifest(
@@ -135,6 +139,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
                     calibration=calibration,
                     calibration_hash=calibration.hash,
                     skipped=prepared.skipped,
+                    drift=drift,
                     sessions=(*(before.sessions if before else ()), session),
                     parts=before.parts if before else (),
                 ),

@@ -9,17 +9,18 @@ from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import Source
 from sae_transfer.sources import configs, resolve
 from sae_transfer.sources.resolve import Located, ResolvedData, ResolvedModel, ResolvedSae
-from sae_transfer.specs import QUANTISED, DataRef, EvaluateSpec, HubData
+from sae_transfer.specs import QUANTISED, DataRef, DriftSpec, EvaluateSpec, HubData, ReadingSpec
 
 DOCUMENTS = 1_000
 """Of the text that the SAEs record, where nobody says how much of it."""
+CONTEXT_SIZE = 128
+"""Tokens of a packed row where no SAE says: what many SAEs are trained at."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Every source of a run, found and checked by name and config alone; and its spec, which names the data too."""
+    """Every source of a run, found and checked by name and config alone."""
 
-    spec: EvaluateSpec
     models: tuple[ResolvedModel, ...]
     saes: tuple[ResolvedSae, ...]
     data: tuple[ResolvedData, ...]
@@ -35,42 +36,69 @@ class Resolved:
         return found | {f"data:{d.ref.name}": _source(d.at) for d in self.data}
 
 
-def resolved(spec: EvaluateSpec, else_text: str | None = None) -> Resolved:
+def resolved(spec: EvaluateSpec) -> Resolved:
     """Find every source and compare configs: width, depth, BOS, context size. No tensor library is imported.
-
-    `else_text`: a data set on the Hub for a spec without data whose SAEs record none.
 
     Raises: UserError.
     """
     check_formats({spec.dtype_of(ref) for ref in spec.models})
     data = _data(spec)  # before the SAEs, which may take long to download
     saes = tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes)
-    if not spec.data:
-        spec = with_own_text(spec, saes, else_text)
-        try:
-            data = _data(spec)
-        except UserError as error:
-            raise UserError(error.code, f"no data given, and {error.what}", f"give --text, or {error.then}") from None
     models = tuple(resolve.model(ref) for ref in spec.models)
     for sae in saes:
         for model in models:
             configs.check_fits(sae.ref.name, sae.facts, model.ref.name, model.facts)
     if spec.norm_scaling_factor == "own":
         _own_models(spec, saes)
-    if any(ref.kind == "text" for ref in spec.data):
-        prepend_bos(spec, saes)
-        context_size(spec, saes, models)
-    template = resolve.template(spec.chat_template) if any(ref.kind == "chats" for ref in spec.data) else None
-    return Resolved(spec, models, saes, data, template)
+    return _found(spec, models, saes, data)
 
 
-def _data(spec: EvaluateSpec) -> tuple[ResolvedData, ...]:
+def resolved_models(spec: DriftSpec) -> Resolved:
+    """The same without SAEs: models must be of one width, and have the layers that are asked for. Raises: UserError."""
+    check_formats({spec.dtype_of(ref) for ref in spec.models})
+    data = _data(spec)
+    models = tuple(resolve.model(ref) for ref in spec.models)
+    for model in models:
+        configs.check_alike(models[0].ref.name, models[0].facts, model.ref.name, model.facts)
+        for layer in spec.layers:
+            configs.check_layer(layer, model.ref.name, model.facts)
+    return _found(spec, models, (), data)
+
+
+def _data(spec: ReadingSpec) -> tuple[ResolvedData, ...]:
     data = tuple(resolve.data(ref) for ref in spec.data)
     for entry in data:
         if entry.hub and not entry.hub.shuffled and spec.max_documents is None and spec.max_rows is None:
             what = f"--{entry.ref.kind} {entry.ref.source} is streamed from the Hub, where it may have no end"
             raise UserError("E-SPEC", what, "give --max-documents N")
     return data
+
+
+def _found(
+    spec: ReadingSpec, models: tuple[ResolvedModel, ...], saes: tuple[ResolvedSae, ...], data: tuple[ResolvedData, ...]
+) -> Resolved:
+    """What was found, where the packing of text is clear and the chat template is there."""
+    if any(ref.kind == "text" for ref in spec.data):
+        prepend_bos(spec, saes)
+        context_size(spec, saes, models)
+    template = resolve.template(spec.chat_template) if any(ref.kind == "chats" for ref in spec.data) else None
+    return Resolved(models, saes, data, template)
+
+
+def with_data(spec: EvaluateSpec, else_text: str | None = None) -> EvaluateSpec:
+    """A spec as it is where it names data; else with the text that its SAEs record, or `else_text`, a data set on the Hub.
+
+    Raises: UserError.
+    """
+    if spec.data:
+        return spec
+    check_formats({spec.dtype_of(ref) for ref in spec.models})
+    named = with_own_text(spec, tuple(resolve.sae(ref, spec.allow_pickle) for ref in spec.saes), else_text)
+    try:
+        _data(named)
+    except UserError as error:
+        raise UserError(error.code, f"no data given, and {error.what}", f"give --text, or {error.then}") from None
+    return named
 
 
 def with_own_text(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...], else_text: str | None = None) -> EvaluateSpec:
@@ -120,8 +148,8 @@ def _own_models(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> None:
             raise UserError("E-SPEC", what, f"name it as --sae {sae.ref.name}@MODEL=SOURCE")
 
 
-def prepend_bos(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> bool:
-    """Whether text is packed with BOS: `--bos`, else what the SAEs agree on. Raises UserError E-SPEC."""
+def prepend_bos(spec: ReadingSpec, saes: tuple[ResolvedSae, ...]) -> bool:
+    """Whether text is packed with BOS: `--bos`, else what the SAEs agree on, without SAEs yes. Raises UserError E-SPEC."""
     if spec.bos is not None:
         return spec.bos
     wanted = {sae.ref.name: sae.facts.prepend_bos for sae in saes}
@@ -129,11 +157,13 @@ def prepend_bos(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...]) -> bool:
         raise UserError(
             "E-SPEC", f"SAEs disagree on prepend_bos ({wanted}), and one run has one packing", "give --bos or --no-bos"
         )
-    return next(iter(wanted.values()))
+    return next(iter(wanted.values()), True)
 
 
-def context_size(spec: EvaluateSpec, saes: tuple[ResolvedSae, ...], models: tuple[ResolvedModel, ...]) -> int:
-    """Tokens of a packed row: `--context-size`, else the SAEs' smallest. Raises UserError E-SPEC."""
+def context_size(spec: ReadingSpec, saes: tuple[ResolvedSae, ...], models: tuple[ResolvedModel, ...]) -> int:
+    """Tokens of a packed row: `--context-size`, else the SAEs' smallest, without SAEs CONTEXT_SIZE. Raises UserError E-SPEC."""
+    if not saes and spec.context_size is None:
+        return min(CONTEXT_SIZE, longest(models) or CONTEXT_SIZE)
     sizes = [sae.facts.context_size for sae in saes if sae.facts.context_size is not None]
     size = spec.context_size or min(sizes, default=None)
     if size is None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sae_transfer.errors import UserError
-from sae_transfer.specs import EvaluateSpec, RolloutsSpec
+from sae_transfer.specs import ReadingSpec, RolloutsSpec
 from sae_transfer.workflows.prepare import Resolved
 from sae_transfer.workflows.progress import Progress
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Shelf:
     """One model at a time stays in memory."""
 
-    def __init__(self, found: Resolved, spec: EvaluateSpec, boundaries: list[int], progress: Progress) -> None:
+    def __init__(self, found: Resolved, spec: ReadingSpec, boundaries: list[int], progress: Progress) -> None:
         self.boundaries = boundaries
         self._progress = progress
         self._centred = {s.ref.name: s.facts.hook_point.boundary for s in found.saes if s.facts.hook_point.centred}
@@ -49,12 +49,12 @@ def refuse_shift(model: "SplitModel", centred: Mapping[str, int]) -> None:
             raise UserError("E-SAE", what, "choose an SAE trained without, or a model whose every norm is a LayerNorm")
 
 
-def placement(spec: EvaluateSpec | RolloutsSpec) -> str:
+def placement(spec: ReadingSpec | RolloutsSpec) -> str:
     """Where a model goes: `map`, or the one device. Raises UserError E-OPTION."""
     return spec.device if spec.device == "map" else device(spec)
 
 
-def device(spec: EvaluateSpec | RolloutsSpec) -> str:
+def device(spec: ReadingSpec | RolloutsSpec) -> str:
     """The device that `--device` means, with `map` that of SAEs. Raises UserError E-OPTION where this machine has none such."""
     import torch
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import DataTokens, Skipped
 from sae_transfer.sources.resolve import ResolvedData, ResolvedModel
-from sae_transfer.specs import TOKEN_KINDS, EvaluateSpec
+from sae_transfer.specs import TOKEN_KINDS, ReadingSpec
 from sae_transfer.workflows.prepare import Resolved, context_size, longest, prepend_bos
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Read:
     bos: int | None = None
 
 
-def tokenised(spec: EvaluateSpec, found: Resolved) -> Prepared:
+def tokenised(spec: ReadingSpec, found: Resolved) -> Prepared:
     """Read and tokenise every data set; compare its tokens with every model's vocabulary. Raises UserError."""
     tokenizers = _tokenizers(found) if any(data.ref.kind != "rows" for data in found.data) else {}
     read = {
@@ -74,14 +74,14 @@ def _tokenizers(found: Resolved) -> Tokenizers:
     return tokenizers
 
 
-def _rows(spec: EvaluateSpec, _: Resolved, __: Tokenizers, data: ResolvedData) -> _Read:
+def _rows(spec: ReadingSpec, _: Resolved, __: Tokenizers, data: ResolvedData) -> _Read:
     from sae_transfer.data import text
 
     tokens = text.token_rows(data.at.path, data.ref.name, spec.max_documents)
     return _Read(tokens, len(tokens.rows))
 
 
-def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
+def _text(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
     """Packed by the first model's tokenizer."""
     from sae_transfer.data import packing, text
 
@@ -103,7 +103,7 @@ def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Res
     return _Read(packing.TokenData(data.ref.name, rows), read, owner, size, bos)
 
 
-def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
+def _chats(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
     """Rendered and tokenised by the first model whose tokenizer can."""
     from sae_transfer.data import chat, pickles, published
 
@@ -117,14 +117,14 @@ def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Re
     return _Read(tokens, len(chats), owner, limit)
 
 
-READERS: dict[str, Callable[[EvaluateSpec, Resolved, Tokenizers, ResolvedData], _Read]] = {
+READERS: dict[str, Callable[[ReadingSpec, Resolved, Tokenizers, ResolvedData], _Read]] = {
     "text": _text,
     "chats": _chats,
     "rows": _rows,
 }
 
 
-def _first_rows(spec: EvaluateSpec, data: ResolvedData, read: _Read) -> _Read:
+def _first_rows(spec: ReadingSpec, data: ResolvedData, read: _Read) -> _Read:
     """So many rows of text as are asked for. Raises UserError E-DATA where there are fewer."""
     if spec.max_rows is None or data.ref.kind == "chats":
         return read
@@ -156,7 +156,7 @@ def _renderer(template: str, tokenizers: Tokenizers) -> tuple[str, Any]:
     raise refusals[0]
 
 
-def _about(spec: EvaluateSpec, data: ResolvedData, read: _Read) -> DataTokens:
+def _about(spec: ReadingSpec, data: ResolvedData, read: _Read) -> DataTokens:
     """What run.json keeps. Raises UserError E-SPEC where no token kind that was asked for occurs."""
     rows = read.tokens.rows
     occurring = {int(kind) for row in rows for kind in set(row.kinds.tolist())}
