@@ -29,7 +29,7 @@ def evaluate(setting: Setting) -> Losses:
     sums: dict[str, Counter[str]] = {sae.name: Counter() for sae in setting.saes}
     with tempfile.TemporaryFile(buffering=0) as spill:
         cache = ActivationCache(spill, spec.activation_cache)
-        calibration = calibrate(spec, setting.found, prepared, models, cache, Silent())
+        calibration, _ = calibrate(spec, setting.found, prepared, models, cache, Silent())
         for unit in plan(prepared.pairs(setting.found), prepared.lengths, spec.batch_size):
             data, kinds = prepared.data[unit.data], prepared.about[unit.data].token_kinds
             read = residuals(unit.model, models, cache)

@@ -10,16 +10,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a statistics row. Keys say what the sums belong to; counts and sums add up."""
+    """A column of a table. Keys say what the rest belongs to; counts and sums add up, values don't; text is null where no
+    tokenizer was at hand."""
 
     name: str
-    role: Literal["key", "count", "sum"]
-    dtype: Literal["string", "int64", "float64"]
+    role: Literal["key", "count", "sum", "value", "text"]
+    dtype: Literal["string", "int64", "float64", "list[string]", "list[int64]", "list[float64]"]
     unit: str
     meaning: str
 
@@ -55,8 +56,36 @@ KEYS = tuple(column.name for column in COLUMNS if column.role == "key")
 SUMS = tuple(column.name for column in COLUMNS if column.role != "key")
 CELL_KEYS = ("model", "sae", "data", "token_kind")
 
+PLACE = (
+    Column("document", "key", "int64", "", "index of the document in input order"),
+    Column("row", "key", "int64", "", "index of the token row in input order"),
+    Column("position", "key", "int64", "", "index in the token row, from 0"),
+)
+
+APART_SUMS = ("squared_error", "squared_deviation", "error_ratio", "active_features")
+APART: tuple[Column, ...] = (
+    *(column for column in COLUMNS if column.name in CELL_KEYS),
+    *PLACE,
+    *(column for column in COLUMNS if column.name in APART_SUMS),
+)
+"""Positions that a cell keeps and another cell of the same data and token kind leaves out: what they add to the cell's sums,
+so that the two can be compared over positions that both keep."""
+
+OUTLIERS: tuple[Column, ...] = (
+    Column("model", "key", "string", "", "NAME of the model"),
+    Column("hook_point", "key", "string", "", "where its norms were taken"),
+    Column("threshold", "key", "float64", "unscaled units", "the norm above which a position is left out"),
+    Column("data", "key", "string", "", "NAME of the data set"),
+    Column("token_kind", "key", "string", "", "kind of the position"),
+    *PLACE,
+    Column("token", "value", "int64", "", "id of the token"),
+    Column("norm", "value", "float64", "unscaled units", "|resid| there"),
+    Column("text", "text", "string", "", "the token's text"),
+)
+"""Every outlier among the positions under test, once for each threshold that sets it apart."""
+
 Block = dict[str, list[Any]]
-"""Some rows, by column, of equal length: what the engine yields and a run directory stores."""
+"""Some rows of a table, by column, of equal length: what the engine yields and a run directory stores."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A run directory as an object: its manifest, its rows, its table."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Record, empty, records
+from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Columns, Record, empty, records
 from sae_transfer.metrics.definitions import METRICS, ce_recovered, ce_recovered_published
-from sae_transfer.runs.directory import read_manifest, read_rows
+from sae_transfer.runs.directory import read_manifest, read_outliers, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
 
@@ -44,11 +43,17 @@ class Run:
             for sae in spec.saes
         ]
 
-    def rows(self) -> Mapping[str, NDArray[Any]]:
+    def rows(self) -> Columns:
         """The rows of sums, by column."""
-        table = read_rows(self.path, self.manifest)
-        columns = zip(table.column_names, table.columns, strict=True)
-        return {name: _numpy(column.combine_chunks()) for name, column in columns}
+        return _columns(read_rows(self.path, self.manifest))
+
+    def apart(self) -> Columns:
+        """Positions that a cell keeps and another cell leaves out (rows.APART), by column."""
+        return _columns(read_rows(self.path, self.manifest, "apart"))
+
+    def outlying(self) -> Columns:
+        """Every outlier among the positions under test (rows.OUTLIERS), by column."""
+        return _columns(read_outliers(self.path, self.manifest))
 
     def records(self) -> list[Record]:
         """One record a cell; cells that can't be measured have nulls and a note."""
@@ -106,8 +111,14 @@ class Run:
         return notes
 
 
+def _columns(table: pa.Table) -> Columns:
+    return {name: _numpy(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
 def _numpy(column: pa.Array) -> NDArray[Any]:
     """A column as numpy, without pyarrow's own conversion: that loads pandas, a third of a second for `show`."""
-    if pa.types.is_string(column.type):
-        return np.asarray(column.to_pylist(), dtype=object)
+    if pa.types.is_string(column.type) or pa.types.is_list(column.type):
+        values = np.empty(len(column), dtype=object)
+        values[:] = column.to_pylist()
+        return values
     return np.from_dlpack(column)

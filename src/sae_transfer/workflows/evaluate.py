@@ -26,6 +26,7 @@ from sae_transfer.specs import (
     in_formats,
     named_sources,
 )
+from sae_transfer.workflows.breaking import named, watch
 from sae_transfer.workflows.calibrate import calibrate
 from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.progress import Progress, Silent
@@ -119,7 +120,11 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
         laps.end("prepare")
         with tempfile.TemporaryFile(dir=folder, buffering=0) as spill:
             cache = ActivationCache(spill, spec.activation_cache)
-            calibration = before.calibration if before else calibrate(spec, found, prepared, models, cache, progress)
+            if before:
+                calibration, outliers = before.calibration, before.outliers
+            else:
+                calibration, outlying = calibrate(spec, found, prepared, models, cache, progress)
+                outliers = directory.write_outliers(folder, named(outlying, prepared), calibration.hash)
             laps.end("calibrate")
             manifest = directory.write_manifest(
                 folder,
@@ -130,18 +135,22 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
                     seeds={"self_check": CHECK_SEED},
                     calibration=calibration,
                     calibration_hash=calibration.hash,
+                    outliers=outliers,
                     skipped=prepared.skipped,
                     sessions=(*(before.sessions if before else ()), session),
                     parts=before.parts if before else (),
                 ),
             )
             units = plan(prepared.pairs(found), prepared.lengths, spec.batch_size, manifest.done)
+            apart = Run(folder).outlying()
             advance = progress.stage("measuring", sum(unit.tokens for unit in units))
             for unit in units:
                 model, kinds = models.get(unit.model), prepared.about[unit.data].token_kinds
                 read = residuals(unit.model, models, cache)
-                blocks = measure(unit, model, loaded, prepared.data[unit.data], kinds, calibration, read, advance)
-                manifest = directory.append(folder, manifest, unit.key, list(blocks))
+                data, watchers = prepared.data[unit.data], watch(unit, apart)
+                blocks = list(measure(unit, model, loaded, data, kinds, calibration, read, advance, watchers))
+                beside = {watcher.table: watcher.blocks() for watcher in watchers}
+                manifest = directory.append(folder, manifest, unit.key, blocks, beside)
         laps.end("measure")
         ended = session.model_copy(update={"finished": now(), "seconds": laps.seconds})
         done = {"status": "done", "sessions": (*manifest.sessions[:-1], ended)}

@@ -1,8 +1,8 @@
 """Data files -> token rows, by one entry for each kind of data, compared with every model's vocabulary."""
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ class Prepared:
     data: dict[str, "TokenData"]
     about: dict[str, DataTokens]
     skipped: tuple[Skipped, ...]
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
+    """What turns the ids of a data set into text: the tokenizer that read it, for rows the first there is; by data set."""
 
     def of(self, model: str) -> list["TokenData"]:
         """The data sets that a model can read, in the order of the command."""
@@ -55,13 +57,16 @@ class _Read:
 
 def tokenised(spec: EvaluateSpec, found: Resolved) -> Prepared:
     """Read and tokenise every data set; compare its tokens with every model's vocabulary. Raises UserError."""
-    tokenizers = _tokenizers(found) if any(data.ref.kind != "rows" for data in found.data) else {}
+    needed = any(data.ref.kind != "rows" for data in found.data)
+    tokenizers = _tokenizers(found) if needed else _at_hand(found)
     read = {
         data.ref.name: _first_rows(spec, data, READERS[data.ref.kind](spec, found, tokenizers, data)) for data in found.data
     }
     about = {data.ref.name: _about(spec, data, read[data.ref.name]) for data in found.data}
     skipped = [entry for data in found.data for entry in _skipped(found, tokenizers, data, read[data.ref.name])]
-    return Prepared({name: result.tokens for name, result in read.items()}, about, tuple(skipped))
+    first = next(iter(tokenizers.values()), None)
+    readers = {name: first if result.tokenizer is None else tokenizers[result.tokenizer] for name, result in read.items()}
+    return Prepared({name: result.tokens for name, result in read.items()}, about, tuple(skipped), readers)
 
 
 def _tokenizers(found: Resolved) -> Tokenizers:
@@ -72,6 +77,18 @@ def _tokenizers(found: Resolved) -> Tokenizers:
     if not tokenizers:
         raise UserError("E-TOKENIZER", "none of the models has a tokenizer", "give --rows, or a model with a tokenizer")
     return tokenizers
+
+
+def _at_hand(found: Resolved) -> Tokenizers:
+    """The first tokenizer that can be loaded: rows of ids need none, and are only named by it."""
+    from sae_transfer.models import loading
+
+    for model in found.models:
+        with suppress(UserError):
+            tokenizer = loading.tokenizer(model)
+            if tokenizer is not None:
+                return {model.ref.name: tokenizer}
+    return {}
 
 
 def _rows(spec: EvaluateSpec, _: Resolved, __: Tokenizers, data: ResolvedData) -> _Read:
