@@ -1,6 +1,7 @@
 """Token ids -> text for people: single tokens with the space that they begin with, and runs of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -13,18 +14,27 @@ class Decoder(Protocol):
     def convert_ids_to_tokens(self, ids: int) -> Any: ...
 
 
-def run(tokenizer: Decoder, ids: Sequence[int]) -> str:
-    """The text of some tokens in a row, special ones included; an id that the tokenizer lacks has none."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+@dataclass(frozen=True)
+class Texts:
+    """The text of ids by one tokenizer, or None for all of them where there is none; each token is decoded once."""
 
+    decoder: Decoder | None
+    known: dict[int, str | None] = field(default_factory=dict)
 
-def each(tokenizer: Decoder | None, ids: Iterable[int]) -> Mapping[int, str | None]:
-    """The text of each different token by itself; None where the tokenizer lacks it, or there is none.
+    def one(self, token: int) -> str | None:
+        """A token by itself; None where the tokenizer lacks it.
 
-    What stands behind a token of the same kind: at the start of a text some tokenizers strip a space.
-    """
-    found: dict[int, str | None] = {}
-    for token in sorted(set(ids)):
-        known = tokenizer is not None and tokenizer.convert_ids_to_tokens(token) is not None
-        found[token] = run(tokenizer, [token, token])[len(run(tokenizer, [token])) :] if known and tokenizer else None
-    return found
+        It is what stands behind another such token: at the start of a text some tokenizers strip a space.
+        """
+        if token not in self.known:
+            lacks = self.decoder is None or self.decoder.convert_ids_to_tokens(token) is None
+            self.known[token] = None if lacks else self._decoded([token, token])[len(self._decoded([token])) :]
+        return self.known[token]
+
+    def run(self, tokens: Sequence[int]) -> str | None:
+        """Some tokens in a row, special ones included; an id that the tokenizer lacks has no text."""
+        return None if self.decoder is None else self._decoded(list(tokens))
+
+    def _decoded(self, tokens: list[int]) -> str:
+        assert self.decoder is not None
+        return str(self.decoder.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))

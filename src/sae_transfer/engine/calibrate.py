@@ -143,7 +143,15 @@ def describe(model: str, hook_point: HookPoint, sample: Sample) -> Norms:
         scaled_by=sample.scaled_by,
         factor_auto=norm_scaling_factor(sample.d_model, sample.scaling, threshold),
         factor_saelens=norm_scaling_factor(sample.d_model, sample.scaling, None),
+        deciles=deciles(sample.every[~outliers(sample.every, threshold)]),
     )
+
+
+def deciles(norms: Float[Tensor, " pos"]) -> tuple[float, ...]:
+    """The norms between tenths of sorted norms: each halfway between two neighbours, where rounding moves no position over."""
+    last = len(norms) - 1
+    at = [min(max(math.ceil(tenth * len(norms) / 10), 1), max(last, 1)) for tenth in range(1, 10)]
+    return tuple((float(norms[index - 1]) + float(norms[min(index, last)])) / 2 for index in at)
 
 
 def scale(norms: Norms, own: Norms | None, sae: str, asked_for: bool, factor: str | float, threshold: str | float) -> Scale:

@@ -7,8 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sae_transfer.errors import UserError
+from sae_transfer.metrics import breakdown
 from sae_transfer.metrics.cells import LEGACY, TABLE_COLUMNS, Columns, Record, empty, records
 from sae_transfer.metrics.definitions import METRICS, ce_recovered, ce_recovered_published
+from sae_transfer.rows import WORST_KEPT
 from sae_transfer.runs.directory import read_manifest, read_outliers, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
@@ -70,6 +73,32 @@ class Run:
                 scale = None if reason else scales[cell.model, cell.sae]
                 by_cell[cell] = empty(cell, reason or "not measured yet", scale)
         return [by_cell[cell] for cell in self.cells]
+
+    def by(self, axis: str) -> list[Record]:
+        """The metrics of each cell by part: `position`, `token-class`, `norm`, `document` or `token-kind`; a record a bucket.
+
+        Raises: UserError E-OPTION for another axis.
+        """
+        if axis not in breakdown.BY:
+            raise UserError("E-OPTION", f"--by {axis!r} is not known", f"choose from {', '.join(breakdown.BY)}")
+        rows = self.rows() if axis == breakdown.DOCUMENT else {}
+        parts = {} if axis == breakdown.DOCUMENT else _columns(read_rows(self.path, self.manifest, "breakdown"))
+        return breakdown.by(axis, rows, parts, self.cells)
+
+    def worst(self, count: int = WORST_KEPT) -> list[Record]:
+        """The `count` scored positions of largest KL of each cell, worst first, with context and what both models expected.
+
+        Raises: UserError E-OPTION where more are asked for than a run keeps.
+        """
+        if not 1 <= count <= WORST_KEPT:
+            raise UserError(
+                "E-OPTION", f"--worst {count} can't be had", f"give a number from 1 to {WORST_KEPT}, which a run keeps"
+            )
+        return breakdown.worst(_columns(read_rows(self.path, self.manifest, "worst")), self.cells, count)
+
+    def outliers(self) -> list[Record]:
+        """Every outlier among the positions under test: its token, place and norm, and the SAEs that leave it out."""
+        return breakdown.outliers(self.outlying(), self.manifest.calibration)
 
     def table(self) -> Any:
         """The same as a pandas DataFrame, a row a cell."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from sae_transfer.errors import UserError
-from sae_transfer.rows import APART, COLUMNS, OUTLIERS, SCHEMA_VERSION, Block, Column
+from sae_transfer.rows import OUTLIERS, SCHEMA_VERSION, UNIT_TABLES, Block, Column
 from sae_transfer.runs.manifest import Manifest, Part, parse
 
 RUN_FILE = "run.json"
@@ -35,7 +35,7 @@ def schema(columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([pa.field(c.name, ARROW_TYPES[c.dtype], nullable=c.role == "text") for c in columns])
 
 
-SCHEMAS = {ROWS: schema(COLUMNS), "apart": schema(APART)}
+SCHEMAS = {name: schema(columns) for name, columns in UNIT_TABLES.items()}
 """The tables that every unit adds a part to, each in a folder of its own."""
 OUTLIERS_SCHEMA = schema(OUTLIERS)
 

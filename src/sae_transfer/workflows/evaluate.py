@@ -26,7 +26,7 @@ from sae_transfer.specs import (
     in_formats,
     named_sources,
 )
-from sae_transfer.workflows.breaking import named, watch
+from sae_transfer.workflows import breaking
 from sae_transfer.workflows.calibrate import calibrate
 from sae_transfer.workflows.prepare import resolved
 from sae_transfer.workflows.progress import Progress, Silent
@@ -124,7 +124,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
                 calibration, outliers = before.calibration, before.outliers
             else:
                 calibration, outlying = calibrate(spec, found, prepared, models, cache, progress)
-                outliers = directory.write_outliers(folder, named(outlying, prepared), calibration.hash)
+                outliers = directory.write_outliers(folder, breaking.named(outlying, prepared), calibration.hash)
             laps.end("calibrate")
             manifest = directory.write_manifest(
                 folder,
@@ -147,9 +147,10 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress) -> Run:
             for unit in units:
                 model, kinds = models.get(unit.model), prepared.about[unit.data].token_kinds
                 read = residuals(unit.model, models, cache)
-                data, watchers = prepared.data[unit.data], watch(unit, apart)
+                data, texts = prepared.data[unit.data], prepared.texts[unit.data]
+                watchers = breaking.watch(unit, model, data, calibration, apart)
                 blocks = list(measure(unit, model, loaded, data, kinds, calibration, read, advance, watchers))
-                beside = {watcher.table: watcher.blocks() for watcher in watchers}
+                beside = {watcher.table: breaking.blocks(watcher, texts) for watcher in watchers}
                 manifest = directory.append(folder, manifest, unit.key, blocks, beside)
         laps.end("measure")
         ended = session.model_copy(update={"finished": now(), "seconds": laps.seconds})

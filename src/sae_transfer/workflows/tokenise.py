@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import DataTokens, Skipped
 from sae_transfer.sources.resolve import ResolvedData, ResolvedModel
@@ -13,6 +15,7 @@ from sae_transfer.specs import TOKEN_KINDS, EvaluateSpec
 from sae_transfer.workflows.prepare import Resolved, context_size, longest, prepend_bos
 
 if TYPE_CHECKING:
+    from sae_transfer.data.decoding import Texts
     from sae_transfer.data.packing import TokenData
 
 Tokenizers = Mapping[str, Any]
@@ -26,8 +29,8 @@ class Prepared:
     data: dict[str, "TokenData"]
     about: dict[str, DataTokens]
     skipped: tuple[Skipped, ...]
-    tokenizers: Mapping[str, Any] = field(default_factory=dict)
-    """What turns the ids of a data set into text: the tokenizer that read it, for rows the first there is; by data set."""
+    texts: Mapping[str, "Texts"] = field(default_factory=dict)
+    """The text of a data set's ids: by the tokenizer that read it, for rows by the first there is."""
 
     def of(self, model: str) -> list["TokenData"]:
         """The data sets that a model can read, in the order of the command."""
@@ -64,9 +67,34 @@ def tokenised(spec: EvaluateSpec, found: Resolved) -> Prepared:
     }
     about = {data.ref.name: _about(spec, data, read[data.ref.name]) for data in found.data}
     skipped = [entry for data in found.data for entry in _skipped(found, tokenizers, data, read[data.ref.name])]
-    first = next(iter(tokenizers.values()), None)
-    readers = {name: first if result.tokenizer is None else tokenizers[result.tokenizer] for name, result in read.items()}
-    return Prepared({name: result.tokens for name, result in read.items()}, about, tuple(skipped), readers)
+    texts = _texts(tokenizers, {name: result.tokenizer for name, result in read.items()})
+    data = {name: _classified(result.tokens, texts[name], result.bos) for name, result in read.items()}
+    return Prepared(data, about, tuple(skipped), texts)
+
+
+def _texts(tokenizers: Tokenizers, readers: Mapping[str, str | None]) -> dict[str, "Texts"]:
+    from sae_transfer.data.decoding import Texts
+
+    by_owner: dict[str | None, Texts] = {owner: Texts(tokenizer) for owner, tokenizer in tokenizers.items()}
+    by_owner[None] = next(iter(by_owner.values()), Texts(None))
+    return {name: by_owner[owner] for name, owner in readers.items()}
+
+
+def _classified(data: "TokenData", texts: "Texts", bos: int | None) -> "TokenData":
+    """The same with a class for each token; what was added to a tokenizer is special unless it is white space."""
+    from sae_transfer.data import classes
+
+    tokenizer: Any = texts.decoder
+    if tokenizer is None:
+        return classes.classified(data, None)
+    used = {int(token) for row in data.rows for token in np.unique(row.tokens)}
+    added = {token for token in tokenizer.added_tokens_decoder if (texts.one(token) or "").strip()}
+    known = classes.Known(
+        bos=frozenset(token for token in (bos, tokenizer.bos_token_id) if token is not None),
+        special=frozenset(added.union(tokenizer.all_special_ids)),
+        newline=frozenset(token for token in used if "\n" in (texts.one(token) or "")),
+    )
+    return classes.classified(data, known)
 
 
 def _tokenizers(found: Resolved) -> Tokenizers:
