@@ -70,7 +70,7 @@ def buckets(
 ) -> Int[Tensor, "axes under"]:
     """Index into BUCKETS of each position under test, for each axis; NONE where it has none."""
     classes = positions.batch.classes.flatten()[positions.under]
-    tenth = STARTS["norm"] + torch.bucketize(norms, deciles)
+    tenth = STARTS["norm"] + torch.bucketize(norms.contiguous(), deciles)
     by_axis = {
         "position": STARTS["position"] + torch.bucketize(positions.places, EDGES, right=True),
         "token-class": torch.where(classes < 0, NONE, STARTS["token-class"] + classes),

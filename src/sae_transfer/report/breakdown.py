@@ -135,8 +135,9 @@ def terminal(records: Sequence[Record], view: View, width: int | None, colour: b
         if width is not None and column in columns and console.measure(_table(records, columns, view)).maximum > width:
             columns.remove(column)
             dropped.append(column)
-    if same:
-        console.print(escape("   ".join(f"{view.shown[c][0]}: {_said(records[0], c)}" for c in same)))
+    lifted = [f"{view.shown[column][0]}: {_said(records[0], column)}" for column in same if records[0][column] is not None]
+    if lifted:
+        console.print(escape("   ".join(lifted)))
     table = _table(records, columns, view)
     Console(file=out, width=console.measure(table).maximum, force_terminal=colour, highlight=False).print(table)
     if dropped:
