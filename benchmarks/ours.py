@@ -15,7 +15,9 @@ from sae_transfer.engine import measure
 from sae_transfer.engine.cache import ActivationCache
 from sae_transfer.engine.calibrate import residuals
 from sae_transfer.engine.plan import plan
+from sae_transfer.engine.watching import Watcher
 from sae_transfer.saes import LoadedSae
+from sae_transfer.workflows import breaking
 from sae_transfer.workflows.calibrate import calibrate
 from sae_transfer.workflows.progress import Silent
 
@@ -23,20 +25,29 @@ SUMMED = ("scored", "kept", "ce_clean", "ce_spliced", "ce_zero", "active_feature
 STAGES = ("prefix", "suffix", "head + losses", "SAE", "rest")
 
 
-def evaluate(setting: Setting) -> Losses:
-    """Both SAEs on all rows, in one pass; what the rows of sums say."""
+def evaluate(setting: Setting, watch: Callable[..., list[Watcher]] = breaking.watch) -> Losses:
+    """Both SAEs on all rows, in one pass; what the rows of sums say. `watch`: who sees the positions behind them."""
     spec, prepared, models = setting.spec, setting.prepared, setting.models
     sums: dict[str, Counter[str]] = {sae.name: Counter() for sae in setting.saes}
     with tempfile.TemporaryFile(buffering=0) as spill:
         cache = ActivationCache(spill, spec.activation_cache)
-        calibration = calibrate(spec, setting.found, prepared, models, cache, Silent())
+        calibration, outlying = calibrate(spec, setting.found, prepared, models, cache, Silent())
         for unit in plan(prepared.pairs(setting.found), prepared.lengths, spec.batch_size):
             data, kinds = prepared.data[unit.data], prepared.about[unit.data].token_kinds
             read = residuals(unit.model, models, cache)
-            for block in measure.measure(unit, setting.model, setting.saes, data, kinds, calibration, read, lambda _: None):
+            watchers = watch(unit, setting.model, data, calibration, outlying)
+            what = (unit, setting.model, setting.saes, data, kinds, calibration, read, lambda _: None, watchers)
+            for block in measure.measure(*what):
                 for column in SUMMED:
                     sums[block["sae"][0]][column] += sum(block[column])
+            for watcher in watchers:
+                breaking.blocks(watcher, prepared.texts[unit.data])
     return {name: _means(total) for name, total in sums.items()}
+
+
+def rows_alone(setting: Setting) -> Losses:
+    """The same without the breakdown, the worst tokens and what is measured apart."""
+    return evaluate(setting, lambda *_: [])
 
 
 def _means(sums: Counter[str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ ROUNDS = 3
 AGREE = 1e-3
 """Relative difference up to which two losses count as the same."""
 
-CLEAN, OURS = "clean pass with CE", "sae-transfer"
+CLEAN, OURS, ROWS = "clean pass with CE", "sae-transfer", "sae-transfer, no breakdown"
 PROXY, HOOKED = "run_evals, HookedProxyLM", "run_evals, HookedTransf."
 """The first is the quicker one, and takes part in every round; the second, SAELens's default, only in the first."""
 
@@ -33,6 +33,7 @@ def main() -> None:
         sides: dict[str, Callable[[], Any]] = {
             CLEAN: lambda: clean_pass(at),
             OURS: lambda: ours.evaluate(at),
+            ROWS: lambda: ours.rows_alone(at),
             PROXY: lambda: saelens.evals(at, proxy, saelens.PROXY_HOOK),
             HOOKED: lambda: saelens.evals(at, hooked),
         }
@@ -88,6 +89,8 @@ def report(at: Setting, seconds: dict[str, list[float]], found: dict[str, Any]) 
         print(f"  {name:<37} {median[name]:7.2f} {spread:>15}  {len(spent):6}{median[name] / unit:14.2f}{per_sae}")
     for name in (PROXY, HOOKED):
         print(f"  {f'{name}: sae-transfer is faster by':<62} {median[name] / median[OURS]:6.2f} x")
+    each = [with_it / without for with_it, without in zip(seconds[OURS], seconds[ROWS], strict=True)]
+    print(f"  {'breakdown, worst tokens and outliers: sae-transfer takes':<62} {statistics.median(each):6.3f} x as long")
     stages = ours.stages(at)
     print(f"where sae-transfer's time goes{'':<10} seconds{'':<24}  clean passes   share")
     for stage, spent_here in stages.items():

@@ -8,9 +8,11 @@ from sae_transfer.cli.app import app
 from sae_transfer.errors import CODES
 from sae_transfer.metrics.answers import MEANINGS as ANSWERS
 from sae_transfer.metrics.answers import TABLE_COLUMNS
+from sae_transfer.metrics.breakdown import BY_COLUMNS
+from sae_transfer.metrics.breakdown import MEANINGS as PARTS
 from sae_transfer.metrics.cells import MEANINGS
 from sae_transfer.metrics.definitions import METRICS
-from sae_transfer.rows import COLUMNS, DRIFT_COLUMNS
+from sae_transfer.rows import APART, AXES, BREAKDOWN, COLUMNS, DRIFT_COLUMNS, OUTLIERS, WORST
 
 EXIT_CODES = {
     0: "done",
@@ -20,6 +22,32 @@ EXIT_CODES = {
     130: "interrupted; the same command goes on",
     1: "anything else: one line, and the path of a log with the traceback",
 }
+TABLES = (
+    ("Columns of the rows", "`RUN/rows/*.parquet`: sums over the positions of one document in one token row.", COLUMNS),
+    (
+        "Columns of the breakdown",
+        "`RUN/breakdown/*.parquet`: sums over the positions of one bucket, a unit of work.",
+        BREAKDOWN,
+    ),
+    (
+        "Columns of the worst tokens",
+        "`RUN/worst/*.parquet`: the 20 scored positions of largest KL of a unit of work, SAE and token kind; `show --worst` "
+        "and `Run.worst()` give the 20 of a cell.",
+        WORST,
+    ),
+    (
+        "Columns of the outliers",
+        "`RUN/outliers.parquet`, found while calibrating. `show --outliers` and `Run.outliers()` give each once, with "
+        "`norm_in_medians` (its norm in medians of the model's) and `saes` (those that leave it out) instead of the threshold.",
+        OUTLIERS,
+    ),
+    (
+        "Columns of what is measured apart",
+        "`RUN/apart/*.parquet`, where there is any: positions that a cell keeps and another cell of the same data and token "
+        "kind leaves out, so that the two can be compared over what both keep.",
+        APART,
+    ),
+)
 PATH = Path(__file__).parents[1] / "docs" / "reference.md"
 
 
@@ -40,17 +68,18 @@ def reference() -> str:
         metric = metrics.get(column)
         doc = (MEANINGS | ANSWERS)[column] if metric is None else metric.meaning.replace("|", "\\|")
         lines.append(f"| `{column}` | {metric.unit if metric else ''} | {doc} |")
-    lines += [
-        "",
-        "## Columns of the rows",
-        "",
-        "`RUN/rows/*.parquet`: sums over the positions of one document in one token row.",
-        "",
-    ]
-    lines += ["| column | adds up | unit | meaning |", "| --- | --- | --- | --- |"]
-    for row in COLUMNS:
-        meaning = row.meaning.replace("|", "\\|")
-        lines.append(f"| `{row.name}` | {'no' if row.role == 'key' else 'yes'} | {row.unit} | {meaning} |")
+    lines += ["", "## Columns by part", "", "`show --by` and `Run.by()`: these beside the metrics above.", ""]
+    lines += ["| column | meaning |", "| --- | --- |"]
+    lines += [f"| `{column}` | {PARTS[column]} |" for column in BY_COLUMNS if column in PARTS]
+    lines += ["", "| axis | buckets | meaning |", "| --- | --- | --- |"]
+    for axis in AXES:
+        few = ", ".join(axis.buckets if len(axis.buckets) < 20 else (*axis.buckets[:11], "..."))
+        lines.append(f"| `{axis.name}` | {few} | {axis.meaning} |")
+    for title, where, columns in TABLES:
+        lines += ["", f"## {title}", "", where, "", "| column | adds up | unit | meaning |", "| --- | --- | --- | --- |"]
+        for row in columns:
+            meaning = row.meaning.replace("|", "\\|")
+            lines.append(f"| `{row.name}` | {'yes' if row.role in ('count', 'sum') else 'no'} | {row.unit} | {meaning} |")
     lines += ["", "## Columns of drift", "", "`drift` and its `.table()`; drift.md has the formulas.", ""]
     lines += ["| column | unit | meaning |", "| --- | --- | --- |"]
     for name, (unit, meaning) in DRIFT_COLUMNS.items():

@@ -72,6 +72,17 @@ def test_the_readme_shows_what_the_demo_prints(demo_run: Run) -> None:
         assert numbers == pytest.approx(printed[words], rel=0.02, abs=0.003), words
 
 
+def test_the_readme_shows_where_the_demo_breaks(demo_run: Run) -> None:
+    """What the two commands above it print."""
+    (block,) = [block for block in blocks("README.md", "sh") if "--worst" in block]
+    commands = [shlex.split(line)[1:] for line in block.splitlines()]
+    printed = [run(*(str(demo_run.path) if word == "runs/demo" else word for word in words))[1] for words in commands]
+    lines = dict(words_and_numbers(line) for text in printed for line in text.splitlines())
+    (shown,) = [block for block in blocks("README.md", "text") if "token kind" in block]
+    for words, numbers in (words_and_numbers(line) for line in shown.splitlines() if line):
+        assert numbers == pytest.approx(lines[words], rel=0.02, abs=0.003), words
+
+
 def words_and_numbers(line: str) -> tuple[str, list[float]]:
     """A line without its numbers, and the numbers."""
     number = r"-?\d[\d,]*(?:\.\d+)?"

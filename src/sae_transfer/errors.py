@@ -41,4 +41,9 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     """One line that can't steer a terminal: white space becomes a space, any other unprintable character its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """The same with every space as it is, and a line break as its escape: what a token is may be its white space."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

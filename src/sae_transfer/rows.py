@@ -10,16 +10,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a statistics row. Keys say what the sums belong to; counts and sums add up."""
+    """A column of a table. Keys say what the rest belongs to; counts and sums add up, values don't; text is null where no
+    tokenizer was at hand."""
 
     name: str
-    role: Literal["key", "count", "sum"]
-    dtype: Literal["string", "int64", "float64"]
+    role: Literal["key", "count", "sum", "value", "text"]
+    dtype: Literal["string", "int64", "float64", "list[string]", "list[int64]", "list[float64]"]
     unit: str
     meaning: str
 
@@ -55,8 +56,102 @@ KEYS = tuple(column.name for column in COLUMNS if column.role == "key")
 SUMS = tuple(column.name for column in COLUMNS if column.role != "key")
 CELL_KEYS = ("model", "sae", "data", "token_kind")
 
+PLACE = (
+    Column("document", "key", "int64", "", "index of the document in input order"),
+    Column("row", "key", "int64", "", "index of the token row in input order"),
+    Column("position", "key", "int64", "", "index in the token row, from 0"),
+)
+
+APART_SUMS = ("squared_error", "squared_deviation", "error_ratio", "active_features")
+APART: tuple[Column, ...] = (
+    *(column for column in COLUMNS if column.name in CELL_KEYS),
+    *PLACE,
+    *(column for column in COLUMNS if column.name in APART_SUMS),
+)
+"""Positions that a cell keeps and another cell of the same data and token kind leaves out: what they add to the cell's sums,
+so that the two can be compared over positions that both keep."""
+
+OUTLIERS: tuple[Column, ...] = (
+    Column("model", "key", "string", "", "NAME of the model"),
+    Column("hook_point", "key", "string", "", "where its norms were taken"),
+    Column("threshold", "key", "float64", "unscaled units", "the norm above which a position is left out"),
+    Column("data", "key", "string", "", "NAME of the data set"),
+    Column("token_kind", "key", "string", "", "kind of the position"),
+    *PLACE,
+    Column("token", "value", "int64", "", "id of the token"),
+    Column("norm", "value", "float64", "unscaled units", "|resid| there"),
+    Column("text", "text", "string", "", "the token's text"),
+)
+"""Every outlier among the positions under test, once for each threshold that sets it apart."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A way to divide the positions of a cell; each scored or kept position belongs to one bucket, by itself."""
+
+    name: str
+    buckets: tuple[str, ...]
+    meaning: str
+
+
+POSITION_STARTS = (*range(1, 8), *(2**power for power in range(3, 31)))
+"""Where the buckets of positions after the first begin: early positions alone, then ever longer ranges."""
+TOKEN_CLASSES = ("bos", "special", "newline", "first", "common", "middle", "rare")
+OUTLIER = "outlier"
+AXES: tuple[Axis, ...] = (
+    Axis(
+        "position",
+        tuple(
+            str(a) if b - a == 1 else f"{a}-{b - 1}"
+            for a, b in zip((0, *POSITION_STARTS), (*POSITION_STARTS, 2**31), strict=True)
+        ),
+        "index in the token row, from 0, padding not counted",
+    ),
+    Axis("token-class", TOKEN_CLASSES, "what token it is: of the tokenizer's own, a newline, a first one, or how frequent"),
+    Axis("norm", (*map(str, range(1, 11)), OUTLIER), "decile of the model's own norms, without its outliers; or an outlier"),
+)
+
+SQUARES = {"kl_squared": "kl", "squared_error_squared": "squared_error"}
+"""Sums of squares, for standard errors: of which statistic."""
+BREAKDOWN: tuple[Column, ...] = (
+    *(column for column in COLUMNS if column.name in CELL_KEYS),
+    Column("axis", "key", "string", "", f"{', '.join(axis.name for axis in AXES)}"),
+    Column("bucket", "key", "string", "", "part of the axis"),
+    *(column for column in COLUMNS if column.role != "key"),
+    Column("kl_squared", "sum", "float64", "nats squared", "KL of a position, squared, over scored positions"),
+    Column("squared_error_squared", "sum", "float64", "scaled units^4", "|y - x|^4 over kept positions"),
+)
+"""The sums of rows by bucket of each axis, instead of by document and token row."""
+
+WORST_KEPT = 20
+"""Scored positions of largest KL that are kept of each cell."""
+WORST: tuple[Column, ...] = (
+    *(column for column in COLUMNS if column.name in CELL_KEYS),
+    *PLACE,
+    Column("kl", "value", "float64", "nats", "KL(clean || spliced) of the position"),
+    Column("ce_clean", "value", "float64", "nats", "what the unchanged model loses on the next token"),
+    Column("ce_spliced", "value", "float64", "nats", "what the spliced model loses on it"),
+    Column("before", "value", "list[int64]", "", "ids of the tokens before it"),
+    Column("token", "value", "int64", "", "id of the token at the position, which is spliced"),
+    Column("next", "value", "int64", "", "id of the token that is predicted there"),
+    Column("after", "value", "list[int64]", "", "ids of the tokens behind that"),
+    Column("clean", "value", "list[int64]", "", "the unchanged model's likeliest tokens"),
+    Column("clean_p", "value", "list[float64]", "1", "their probabilities"),
+    Column("spliced", "value", "list[int64]", "", "the spliced model's likeliest tokens"),
+    Column("spliced_p", "value", "list[float64]", "1", "their probabilities"),
+    Column("before_text", "text", "string", "", "the text of `before`"),
+    Column("token_text", "text", "string", "", "the text of `token`"),
+    Column("next_text", "text", "string", "", "the text of `next`"),
+    Column("after_text", "text", "string", "", "the text of `after`"),
+    Column("clean_text", "text", "list[string]", "", "the text of `clean`"),
+    Column("spliced_text", "text", "list[string]", "", "the text of `spliced`"),
+)
+
+UNIT_TABLES: dict[str, tuple[Column, ...]] = {"rows": COLUMNS, "apart": APART, "breakdown": BREAKDOWN, "worst": WORST}
+"""The tables that every unit of work adds to."""
+
 Block = dict[str, list[Any]]
-"""Some rows, by column, of equal length: what the engine yields and a run directory stores."""
+"""Some rows of a table, by column, of equal length: what the engine yields and a run directory stores."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +171,8 @@ class Norms:
     """sqrt(d_model) / mean norm without `auto`'s outliers."""
     factor_saelens: float
     """sqrt(d_model) / mean norm of all positions, SAELens's estimate."""
+    deciles: tuple[float, ...] = ()
+    """The nine norms between tenths of the positions that are no outliers by `auto`."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +220,10 @@ class Calibration:
     def hash(self) -> str:
         """sha256 over the exact decimal form of every number."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def norms_of(self, model: str, hook_point: str) -> Norms:
+        """The norms of one model at one hook point."""
+        return next(norms for norms in self.norms if (norms.model, norms.hook_point) == (model, hook_point))
 
     def scale(self, model: str, sae: str) -> Scale:
         """The scale of one SAE on one model."""

@@ -32,7 +32,7 @@ def measured(
     loaded = [saes.load(sae, "cpu") for sae in found.saes]
     models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}), Silent())
     cache = ActivationCache(io.BytesIO(), cache_bytes)
-    calibration = calibrate(spec, found, prepared, models, cache, Silent())
+    calibration, _ = calibrate(spec, found, prepared, models, cache, Silent())
     sums: Sums = {}
     for unit in plan(prepared.pairs(found), prepared.lengths, spec.batch_size):
         kinds = prepared.about[unit.data].token_kinds

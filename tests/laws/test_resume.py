@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sae_transfer import Run, UserError, evaluate
+from sae_transfer.metrics.breakdown import BY
 from sae_transfer.runs.directory import claimed
 from tests.conftest import VOCAB, Pair, write_jsonl
 
@@ -71,7 +72,9 @@ def test_a_killed_run_resumes_to_the_same_rows(
     resumed = evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=str(rows), out=out, batch_size=16)
     assert resumed.manifest.calibration == whole.manifest.calibration
     pd.testing.assert_frame_equal(pd.DataFrame(resumed.rows()), pd.DataFrame(whole.rows()), check_exact=True)
-    assert not list(out.glob("rows/.*"))
+    assert [resumed.by(axis) for axis in BY] == [whole.by(axis) for axis in BY]
+    assert resumed.worst() == whole.worst()
+    assert not list(out.glob("*/.*"))
 
 
 def test_a_finished_run_is_read_not_repeated(pair: Pair, rows: Path, whole: Run) -> None:
@@ -103,21 +106,34 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("table", ["rows", "breakdown", "worst"])
 @pytest.mark.parametrize("damage", ["missing", "changed"])
-def test_a_part_that_was_lost_is_measured_again(pair: Pair, tmp_path: Path, damage: str) -> None:
+def test_a_part_that_was_lost_is_measured_again(pair: Pair, tmp_path: Path, damage: str, table: str) -> None:
     """The same command mends a run, finished or not, and touches no other part."""
 
     def again() -> Run:
         data = {"first": str(pair.rows), "second": str(pair.rows)}
         return evaluate({"base": str(pair.base)}, {"base": str(pair.sae_base)}, rows=data, out=tmp_path / "run")
 
-    before = again().records()
+    run = again()
+    before = (run.records(), run.by("position"), run.worst())
     kept = (tmp_path / "run" / "rows" / "part-00001.parquet").stat().st_mtime_ns
-    lost = tmp_path / "run" / "rows" / "part-00000.parquet"
+    lost = tmp_path / "run" / table / "part-00000.parquet"
     lost.unlink() if damage == "missing" else lost.write_bytes(b"junk")
-    assert again().records() == before
-    assert len(list((tmp_path / "run" / "rows").iterdir())) == 2
+    run = again()
+    assert (run.records(), run.by("position"), run.worst()) == before
+    assert len(list((tmp_path / "run" / table).iterdir())) == 2
     assert (tmp_path / "run" / "rows" / "part-00001.parquet").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_outliers_that_are_not_those_that_were_written_end_the_run(pair: Pair, tmp_path: Path, damage: str) -> None:
+    """Every part rests on them, so none is kept with others."""
+    evaluate(str(pair.base), str(pair.sae_base), rows=str(pair.rows), out=tmp_path / "run")
+    lost = tmp_path / "run" / "outliers.parquet"
+    lost.unlink() if damage == "missing" else lost.write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"outliers.parquet is not what was written: .*E-RUN"):
+        evaluate(str(pair.base), str(pair.sae_base), rows=str(pair.rows), out=tmp_path / "run")
 
 
 def test_a_changed_chat_template_is_another_run(pair: Pair, tmp_path: Path) -> None:
@@ -135,5 +151,7 @@ def test_a_kill_in_the_first_write_leaves_a_folder_to_start_in(tmp_path: Path) -
     """What it left beside run.json is no reason to refuse."""
     (tmp_path / ".lock").touch()
     (tmp_path / ".run.json.x1y2").touch()
+    (tmp_path / ".outliers.parquet.x1y2").touch()
+    (tmp_path / "outliers.parquet").touch()
     with claimed(tmp_path) as folder:
         assert folder == tmp_path

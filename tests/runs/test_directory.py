@@ -70,8 +70,10 @@ def test_run_json_says_how_the_numbers_came_about(run: Run, pair: Pair) -> None:
 
 def test_nothing_else_stands_in_the_directory(run: Run) -> None:
     """No cache, no half-written file."""
-    assert {path.name for path in run.path.iterdir()} == {"run.json", "rows", ".lock"}
-    assert {path.name for path in (run.path / "rows").iterdir()} == {part.file for part in run.manifest.parts}
+    assert {path.name for path in run.path.iterdir()} == {"run.json", "outliers.parquet", "rows", ".lock"}
+    for table in (path.name for path in run.path.iterdir() if path.is_dir()):
+        named = {part.file for part in run.manifest.parts if table == "rows" or table in part.beside}
+        assert {path.name for path in (run.path / table).iterdir()} == named
 
 
 def test_rows_of_another_calibration_are_refused(run: Run) -> None:

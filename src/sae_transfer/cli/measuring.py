@@ -88,7 +88,7 @@ def evaluate(
             allow_pickle=allow_pickle,
             progress=progress,
         )
-    show_run(run, "table")
+    show_run(run, run.records(), "table")
     _say_if_old(run, began)
 
 
@@ -156,7 +156,7 @@ def demo(
     began = datetime.now(UTC)
     with for_terminal() as progress:
         run = workflow.demo(out, progress)
-    show_matrix(run)
+    show_matrix(run, run.records())
     echo("\n" + "\n".join(f"- {sentence}" for sentence in workflow.found(run)) + "\n")
     show_verdicts(workflow.transfers(run))
     echo(f"run directory: {run.path}", err=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sae_transfer.specs import TOKEN_KINDS
 
 NOT_UNDER_TEST = -1
+UNCLASSIFIED = -1
 ALL = TOKEN_KINDS.index("all")
 
 Side = Literal["left", "right"]
@@ -22,7 +23,8 @@ Side = Literal["left", "right"]
 class TokenRow:
     """One row of tokens, unpadded, in input order `index`. All arrays have shape [pos].
 
-    `kinds` is an index into TOKEN_KINDS, or NOT_UNDER_TEST; `scored` marks positions whose next token is scored.
+    `kinds` is an index into TOKEN_KINDS, or NOT_UNDER_TEST; `scored` marks positions whose next token is scored; `classes` is
+    an index into rows.TOKEN_CLASSES, None until the data set is classified.
     """
 
     index: int
@@ -30,6 +32,7 @@ class TokenRow:
     kinds: NDArray[np.int8]
     scored: NDArray[np.bool_]
     documents: NDArray[np.int32]
+    classes: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class TokenBatch:
     kinds: Int[Tensor, "batch pos"]
     scored: Bool[Tensor, "batch pos"]
     documents: Int[Tensor, "batch pos"]
+    classes: Int[Tensor, "batch pos"]
     rows: Int[Tensor, " batch"]
 
 
@@ -81,8 +85,13 @@ def collate(rows: Sequence[TokenRow], side: Side = "right") -> TokenBatch:
         kinds=padded((row.kinds for row in rows), NOT_UNDER_TEST, torch.long),
         scored=padded((row.scored for row in rows), 0, torch.bool),
         documents=padded((row.documents for row in rows), 0, torch.long),
+        classes=padded((_classes(row) for row in rows), UNCLASSIFIED, torch.long),
         rows=torch.tensor([row.index for row in rows]),
     )
+
+
+def _classes(row: TokenRow) -> NDArray[np.int8]:
+    return np.full(len(row.tokens), UNCLASSIFIED, dtype=np.int8) if row.classes is None else row.classes
 
 
 def whole_row(index: int, tokens: Sequence[int] | NDArray[np.int32], documents: NDArray[np.int32]) -> TokenRow:

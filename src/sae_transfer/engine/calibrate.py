@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_transfer.data.packing import NOT_UNDER_TEST, TokenBatch, TokenData
 from sae_transfer.engine.cache import ActivationCache
+from sae_transfer.engine.outlying import Columns, outlying
 from sae_transfer.engine.plan import Batch, batches
 from sae_transfer.engine.splice import outliers, seen
 from sae_transfer.errors import UserError
@@ -142,7 +143,15 @@ def describe(model: str, hook_point: HookPoint, sample: Sample) -> Norms:
         scaled_by=sample.scaled_by,
         factor_auto=norm_scaling_factor(sample.d_model, sample.scaling, threshold),
         factor_saelens=norm_scaling_factor(sample.d_model, sample.scaling, None),
+        deciles=deciles(sample.every[~outliers(sample.every, threshold)]),
     )
+
+
+def deciles(norms: Float[Tensor, " pos"]) -> tuple[float, ...]:
+    """The norms between tenths of sorted norms: each halfway between two neighbours, where rounding moves no position over."""
+    last = len(norms) - 1
+    at = [min(max(math.ceil(tenth * len(norms) / 10), 1), max(last, 1)) for tenth in range(1, 10)]
+    return tuple((float(norms[index - 1]) + float(norms[min(index, last)])) / 2 for index in at)
 
 
 def scale(norms: Norms, own: Norms | None, sae: str, asked_for: bool, factor: str | float, threshold: str | float) -> Scale:
@@ -165,8 +174,10 @@ def means(
     read: Residuals,
     hook_points: Mapping[HookPoint, Sequence[float | None]],
     advance: Advance,
-) -> tuple[Mean, ...]:
-    """Mean activation (unscaled) of the kept positions, for each hook point, threshold, data set and token kind."""
+) -> tuple[tuple[Mean, ...], list[Columns]]:
+    """Mean activation (unscaled) of the kept positions, for each hook point, threshold, data set and token kind; and the
+    positions under test that a threshold sets apart."""
+    apart: list[Columns] = []
     sums: dict[tuple[HookPoint, float | None, str, int], tuple[int, Tensor]] = {}
     for source, batch, tokens in passes(data, batch_size):
         found = read(batch, tokens)
@@ -176,6 +187,8 @@ def means(
             kinds = tokens.kinds.to(x.device)
             for threshold in thresholds:
                 kept = ~outliers(norms, threshold)
+                if threshold is not None and not bool(kept.all()):
+                    apart.append(outlying(model, str(hook_point), threshold, source.name, tokens, norms))
                 for kind in sorted(set(tokens.kinds.flatten().tolist())):
                     if kind != NOT_UNDER_TEST:
                         chosen = x[kept & (kinds == kind)].cpu().double()
@@ -183,7 +196,8 @@ def means(
                         count, total = sums.get(key, (0, torch.zeros(x.shape[-1], dtype=torch.float64)))
                         sums[key] = (count + len(chosen), total + chosen.sum(0))
         advance(batch.tokens)
-    return tuple(
+    averaged = tuple(
         Mean(model, str(hook), threshold, name, TOKEN_KINDS[kind], count, tuple((total / max(count, 1)).tolist()))
         for (hook, threshold, name, kind), (count, total) in sums.items()
     )
+    return averaged, apart

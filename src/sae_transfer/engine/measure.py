@@ -16,10 +16,11 @@ from sae_transfer.data.packing import TokenData
 from sae_transfer.engine.calibrate import Advance, Residuals
 from sae_transfer.engine.losses import chunks, cross_entropy, kl_divergence
 from sae_transfer.engine.plan import Unit
-from sae_transfer.engine.positions import Positions
+from sae_transfer.engine.positions import Positions, added
 from sae_transfer.engine.splice import outliers, seen, splice, squared_distance, zero
+from sae_transfer.engine.watching import Seen, Watcher
 from sae_transfer.models.split import SplitModel
-from sae_transfer.rows import Block, Calibration, Scale
+from sae_transfer.rows import SUMS, Block, Calibration, Scale
 from sae_transfer.saes import LoadedSae
 from sae_transfer.specs import TOKEN_KINDS
 
@@ -76,8 +77,9 @@ def measure(
     calibration: Calibration,
     read: Residuals,
     advance: Advance,
+    watchers: Sequence[Watcher] = (),
 ) -> Iterator[Block]:
-    """Rows of sums for every SAE on the unit's batches, a block per batch and SAE."""
+    """Rows of sums for every SAE on the unit's batches, a block per batch and SAE; `watchers` see the positions behind them."""
     runs = [_sae_on_model(sae, model, data.name, calibration) for sae in saes]
     for batch in unit.batches:
         tokens = data.batch(batch.rows)
@@ -89,8 +91,10 @@ def measure(
             clean = on.hidden(residuals[last], last)
             zeroed = {boundary: _zero(on, boundary) for boundary in {run.boundary for run in runs}}
             for start in range(0, len(runs), GROUP):
-                for block in _group(on, runs[start : start + GROUP], clean, zeroed):
-                    yield {"data": [data.name] * len(positions.keys)} | block
+                for found in _group(on, runs[start : start + GROUP], clean, zeroed):
+                    for watcher in watchers:
+                        watcher.see(found)
+                    yield _rows(found, model.name, data.name)
         advance(batch.tokens)
 
 
@@ -106,34 +110,42 @@ def _sae_on_model(sae: LoadedSae, model: SplitModel, data: str, calibration: Cal
 
 def _group(
     on: _Pass, runs: Sequence[_SaeOnModel], clean: Float[Tensor, "scored d_model"], zeroed: Mapping[int, Tensor]
-) -> Iterator[Block]:
-    """Some SAEs at once: the columns of their rows, but for the data set's name."""
+) -> Iterator[Seen]:
+    """Some SAEs at once: what each did, position by position."""
     spliced = [_splice(on, run) for run in runs]
     needed = {run.boundary: zeroed[run.boundary] for run in runs}
     losses = _losses(on, clean, [hidden for _, hidden in spliced], needed)
-    add, scored, count = on.positions.add, on.positions.scored, len(on.positions.keys)
-    same: Block = {
-        "model": [on.model.name] * count,
-        "token_kind": [TOKEN_KINDS[kind] for kind, _, _ in on.positions.keys],
-        "row": [row for _, row, _ in on.positions.keys],
-        "document": [document for _, _, document in on.positions.keys],
-        "scored": add(torch.ones(len(scored)), scored),
-        "ce_clean": add(losses.clean, scored),
-    }
-    for index, (run, (own, _)) in enumerate(zip(runs, spliced, strict=True)):
-        yield {
+    spread, scored = on.positions.spread, on.positions.scored
+    same = {"scored": spread(torch.ones(len(scored)), scored), "ce_clean": spread(losses.clean, scored)}
+    for index, (run, (own, hidden)) in enumerate(zip(runs, spliced, strict=True)):
+        values = {
             **same,
             **own,
-            "sae": [run.sae.name] * count,
-            "ce_spliced": add(losses.spliced[index], scored),
-            "ce_zero": add(losses.zero[run.boundary], scored),
-            "kl": add(losses.kl[index], scored),
+            "ce_spliced": spread(losses.spliced[index], scored),
+            "ce_zero": spread(losses.zero[run.boundary], scored),
+            "kl": spread(losses.kl[index], scored),
         }
+        stacked = torch.stack([values[name] for name in SUMS], dim=1)
+        yield Seen(run.sae.name, run.scale, on.positions, stacked, clean, hidden)
 
 
-def _splice(on: _Pass, run: _SaeOnModel) -> tuple[Block, Float[Tensor, "scored d_model"]]:
-    """The SAE on every kept position: its sums, and the hidden states of scored positions, each kind spliced by itself."""
-    resid, positions, add = on.residuals[run.boundary], on.positions, on.positions.add
+def _rows(found: Seen, model: str, data: str) -> Block:
+    """Positions -> a row of sums for each token kind, token row and document."""
+    keys = found.positions.keys
+    named = {"model": model, "sae": found.sae, "data": data}
+    sums = added(found.values, found.positions.group, len(keys))
+    return {
+        **{name: [value] * len(keys) for name, value in named.items()},
+        "token_kind": [TOKEN_KINDS[kind] for kind, _, _ in keys],
+        "row": [row for _, row, _ in keys],
+        "document": [document for _, _, document in keys],
+        **dict(zip(SUMS, sums.T.tolist(), strict=True)),
+    }
+
+
+def _splice(on: _Pass, run: _SaeOnModel) -> tuple[dict[str, Tensor], Float[Tensor, "scored d_model"]]:
+    """The SAE on kept positions: its statistics, and the hidden states of scored positions, each kind spliced by itself."""
+    resid, positions, spread = on.residuals[run.boundary], on.positions, on.positions.spread
     under, lacking = seen(resid.flatten(0, 1)[positions.under.to(resid.device)], run.sae.facts.hook_point.centred)
     norms = under.norm(dim=-1)
     outlying = outliers(norms, run.scale.unscaled_threshold)
@@ -142,18 +154,18 @@ def _splice(on: _Pass, run: _SaeOnModel) -> tuple[Block, Float[Tensor, "scored d
     x = under[~outlying] * run.scale.factor
     y, active = run.sae.reconstruct(x)
     error, deviation = squared_distance(y, x), squared_distance(x, run.means[kinds])
-    sums: Block = {
-        "kept": add(torch.ones(len(kept)), kept),
-        "outliers": add(outlying, positions.under),
-        "norm": add(norms, positions.under),
-        "squared_error": add(error, kept),
-        "squared_deviation": add(deviation, kept),
-        "error_ratio": add(error / deviation, kept),
-        "active_features": add(active, kept),
+    values = {
+        "kept": spread(torch.ones(len(kept)), kept),
+        "outliers": spread(outlying, positions.under),
+        "norm": spread(norms, positions.under),
+        "squared_error": spread(error, kept),
+        "squared_deviation": spread(deviation, kept),
+        "error_ratio": spread(error / deviation, kept),
+        "active_features": spread(active, kept),
     }
     back = y / run.scale.factor + lacking[~outlying]
     changed = ((kind, splice(resid, where.to(resid.device), back[kinds == kind])) for kind, where in positions.by_kind(kept))
-    return sums, on.hidden_by_kind(changed, run.boundary)
+    return values, on.hidden_by_kind(changed, run.boundary)
 
 
 def _zero(on: _Pass, boundary: int) -> Float[Tensor, "scored d_model"] | Float[Tensor, "1 d_model"]:

@@ -1,29 +1,37 @@
 """Measured records -> records with intervals and verdicts: what each cell is compared with, and the columns that this adds."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sae_transfer.metrics import verdict
 from sae_transfer.metrics.cells import LEGACY, MEASURED_COLUMNS, Record
-from sae_transfer.metrics.definitions import BY_NAME, METRICS, Floats
+from sae_transfer.metrics.definitions import BY_NAME, METRICS
 from sae_transfer.metrics.documents import Documents, alike
 from sae_transfer.metrics.intervals import Interval, Ratio, Statistic, intervals
+from sae_transfer.metrics.kept import Kept
 from sae_transfer.metrics.verdict import ALONE, CRITERIA, Circumstances, Criterion, Verdict, judge
-from sae_transfer.rows import Calibration, Scale
+from sae_transfer.rows import Calibration, Drift, Scale
 from sae_transfer.specs import Cell
 
 BOUNDED = tuple(
     name for metric in METRICS for name in ((metric.name, LEGACY) if metric.name == "ce_recovered" else (metric.name,))
 )
 """Columns that have an interval."""
+DRIFT = {
+    "drift_cosine": "cosine",
+    "drift_norm_ratio": "norm_ratio",
+    "drift_cka": "cka",
+}
+"""How far the model's residual stream lies from that of the SAE's own model, at the hook point: columns, and whose they are."""
 TABLE_COLUMNS = (
     *MEASURED_COLUMNS,
     "reference",
     "verdict",
     "why",
+    *DRIFT,
     *(f"{name}_{bound}" for name in BOUNDED for bound in ("low", "high")),
 )
 """The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
@@ -31,6 +39,9 @@ MEANINGS = {
     "reference": "what the verdict compares with: an SAE made for this model, else the same SAE on its own model",
     "verdict": f"{', '.join(verdict.VERDICTS)}; null for an SAE on its own model",
     "why": "the verdict's reason, and what to do next",
+    "drift_cosine": "mean cosine of the model's activations and the own model's, at the hook point",
+    "drift_norm_ratio": "mean norm of the model's activations / the own model's",
+    "drift_cka": "linear CKA of the two",
     **{f"{name}_low": f"lower bound of the 95% interval of {name}" for name in BOUNDED},
     **{f"{name}_high": f"upper bound of the 95% interval of {name}" for name in BOUNDED},
 }
@@ -44,10 +55,6 @@ class Reference:
 
     cell: Cell
     words: str
-
-
-Kept = Callable[[Cell, Cell], Mapping[str, Floats] | None]
-"""Of (cell, other): sums [documents] of the first over the positions that both keep; None where both keep the same."""
 
 
 def same_positions(_: Cell, __: Cell) -> None:
@@ -73,6 +80,7 @@ def answered(
     batched: Mapping[str, int],
     criteria: Sequence[Criterion] = CRITERIA,
     kept: Kept = same_positions,
+    drifts: Mapping[Cell, Drift] | None = None,
 ) -> list[Record]:
     """The records with every column. `batched`: rows in a batch of the data sets whose legacy CE recovered is a mean of
     batches."""

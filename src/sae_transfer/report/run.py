@@ -8,13 +8,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.answers import BOUNDED, TABLE_COLUMNS, answered
+from sae_transfer.errors import UserError
+from sae_transfer.metrics import breakdown
+from sae_transfer.metrics.answers import BOUNDED, DRIFT, TABLE_COLUMNS, answered
 from sae_transfer.metrics.cells import Record, empty, records
 from sae_transfer.metrics.definitions import ce_recovered, ce_recovered_published
-from sae_transfer.metrics.documents import by_document
+from sae_transfer.metrics.documents import Columns, by_document
+from sae_transfer.metrics.kept import between
 from sae_transfer.metrics.verdict import CRITERIA, Criterion
-from sae_transfer.rows import Drift
-from sae_transfer.runs.directory import read_manifest, read_rows
+from sae_transfer.rows import WORST_KEPT, Drift
+from sae_transfer.runs.directory import read_manifest, read_outliers, read_rows
 from sae_transfer.runs.manifest import Manifest
 from sae_transfer.specs import Cell
 
@@ -29,6 +32,7 @@ FACTORS = {
 FLOATS = (
     *BOUNDED,
     *(f"{name}_{bound}" for name in BOUNDED for bound in ("low", "high")),
+    *DRIFT,
     "norm_scaling_factor",
     "outlier_threshold",
 )
@@ -55,11 +59,17 @@ class Run:
             for sae in spec.saes
         ]
 
-    def rows(self) -> Mapping[str, NDArray[Any]]:
+    def rows(self) -> Columns:
         """The rows of sums, by column."""
-        table = read_rows(self.path, self.manifest)
-        columns = zip(table.column_names, table.columns, strict=True)
-        return {name: _numpy(column.combine_chunks()) for name, column in columns}
+        return _columns(read_rows(self.path, self.manifest))
+
+    def apart(self) -> Columns:
+        """Positions that a cell keeps and another cell leaves out (rows.APART), by column."""
+        return _columns(read_rows(self.path, self.manifest, "apart"))
+
+    def outlying(self) -> Columns:
+        """Every outlier among the positions under test (rows.OUTLIERS), by column."""
+        return _columns(read_outliers(self.path, self.manifest))
 
     def records(self) -> list[Record]:
         """One record a cell, with intervals and a verdict by the run's criteria; one that can't be measured has nulls and a
@@ -83,13 +93,58 @@ class Run:
                 scale = None if reason else scales[cell.model, cell.sae]
                 by_cell[cell] = empty(cell, reason or "not measured yet", scale)
         own = {sae.name: manifest.spec.own_model(sae) for sae in manifest.spec.saes}
-        return answered([by_cell[cell] for cell in self.cells], measured, own, manifest.calibration, batched, self.criteria)
+        return answered(
+            [by_cell[cell] for cell in self.cells],
+            measured,
+            own,
+            manifest.calibration,
+            batched,
+            self.criteria,
+            between(measured, self.apart(), self.outlying(), manifest.calibration),
+            self._drifts(own),
+        )
+
+    def _drifts(self, own: Mapping[str, str | None]) -> dict[Cell, Drift]:
+        """How far each cell's model lies from its SAE's own, `own` by SAE, where the run compared them."""
+        hooks = {(scale.model, scale.sae): scale.hook_point for scale in self.manifest.calibration.scales}
+        by_place = {(d.reference, d.model, d.data, d.token_kind, d.hook_point): d for d in self.manifest.drift}
+        places = {
+            cell: (own[cell.sae] or "", cell.model, cell.data, cell.token_kind, hooks.get((cell.model, cell.sae), ""))
+            for cell in self.cells
+        }
+        return {cell: by_place[place] for cell, place in places.items() if place in by_place}
 
     def drift(self, own: str, model: str, data: str, token_kind: str, hook_point: str) -> Drift | None:
         """How far a model lies from an SAE's own model where the SAE sits; None where the run has no such comparison."""
         asked = (own, model, data, token_kind, hook_point)
         found = ((d, (d.reference, d.model, d.data, d.token_kind, d.hook_point)) for d in self.manifest.drift)
         return next((entry for entry, key in found if key == asked), None)
+
+    def by(self, axis: str) -> list[Record]:
+        """The metrics of each cell by part: `position`, `token-class`, `norm`, `document` or `token-kind`; a record a bucket.
+
+        Raises: UserError E-OPTION for another axis.
+        """
+        if axis not in breakdown.BY:
+            raise UserError("E-OPTION", f"--by {axis!r} is not known", f"choose from {', '.join(breakdown.BY)}")
+        rows = self.rows() if axis == breakdown.DOCUMENT else {}
+        parts = {} if axis == breakdown.DOCUMENT else _columns(read_rows(self.path, self.manifest, "breakdown"))
+        return breakdown.by(axis, rows, parts, self.cells)
+
+    def worst(self, count: int = WORST_KEPT) -> list[Record]:
+        """The `count` scored positions of largest KL of each cell, worst first, with context and what both models expected.
+
+        Raises: UserError E-OPTION where more are asked for than a run keeps.
+        """
+        if not 1 <= count <= WORST_KEPT:
+            raise UserError(
+                "E-OPTION", f"--worst {count} can't be had", f"give a number from 1 to {WORST_KEPT}, which a run keeps"
+            )
+        return breakdown.worst(_columns(read_rows(self.path, self.manifest, "worst")), self.cells, count)
+
+    def outliers(self) -> list[Record]:
+        """Every outlier among the positions under test: its token, place and norm, and the SAEs that leave it out."""
+        return breakdown.outliers(self.outlying(), self.manifest.calibration)
 
     def table(self) -> Any:
         """The same as a pandas DataFrame, a row a cell."""
@@ -141,8 +196,14 @@ class Run:
         return [name for name in names if about.get(f"sae:{name}", {}).get("dataset") == dataset]
 
 
+def _columns(table: pa.Table) -> Columns:
+    return {name: _numpy(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
 def _numpy(column: pa.Array) -> NDArray[Any]:
     """A column as numpy, without pyarrow's own conversion: that loads pandas, a third of a second for `show`."""
-    if pa.types.is_string(column.type):
-        return np.asarray(column.to_pylist(), dtype=object)
+    if pa.types.is_string(column.type) or pa.types.is_list(column.type):
+        values = np.empty(len(column), dtype=object)
+        values[:] = column.to_pylist()
+        return values
     return np.from_dlpack(column)

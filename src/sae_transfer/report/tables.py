@@ -103,30 +103,30 @@ def _table(records: Sequence[Record], columns: Sequence[str]) -> Table:
     return table
 
 
-def markdown(records: Sequence[Record], footnotes: Sequence[str]) -> str:
+def markdown(records: Sequence[Record], footnotes: Sequence[str], columns: Sequence[str] = TABLE_COLUMNS) -> str:
     """A Markdown table with every column, footnotes below."""
-    lines = ["| " + " | ".join(TABLE_COLUMNS) + " |", "|" + " --- |" * len(TABLE_COLUMNS)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for record in records:
-        cells = (number(record[column]) if record[column] is not None else "" for column in TABLE_COLUMNS)
+        cells = (number(record[column]) if record[column] is not None else "" for column in columns)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, *([""] if footnotes else []), *(f"- {printable(note)}" for note in footnotes)]) + "\n"
 
 
-def as_json(records: Sequence[Record], _: Sequence[str] = ()) -> str:
+def as_json(records: Sequence[Record], _: Sequence[str] = (), __: Sequence[str] = TABLE_COLUMNS) -> str:
     """A list of records."""
     return json.dumps(list(records), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def as_csv(records: Sequence[Record], _: Sequence[str] = ()) -> str:
+def as_csv(records: Sequence[Record], _: Sequence[str] = (), columns: Sequence[str] = TABLE_COLUMNS) -> str:
     """A header and a line a record; a missing value is empty."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, TABLE_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[[Sequence[Record], Sequence[str]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Record], Sequence[str], Sequence[str]], str]] = {
     "markdown": markdown,
     "csv": as_csv,
     "json": as_json,

@@ -26,6 +26,7 @@ class Answer:
     places: tuple[str, ...]
     worst: str
     why: str
+    moved: str
 
     def reason(self) -> str:
         """Why, and where that is."""
@@ -51,7 +52,16 @@ def _answer(sae: str, model: str, verdict: str | None, records: Sequence[Record]
     for record in records:
         kinds.setdefault(record["data"], []).append(record["token_kind"])
     worst = max(records, key=lambda record: record["delta_ce"] or 0.0)
-    return Answer(sae, model, verdict, tuple(place(data, *of) for data, of in kinds.items()), place_of(worst), worst["why"])
+    places = tuple(place(data, *of) for data, of in kinds.items())
+    return Answer(sae, model, verdict, places, place_of(worst), worst["why"], moved(worst))
+
+
+def moved(record: Record) -> str:
+    """How far the model's residual stream lies from that of the SAE's own model; empty where that is not known."""
+    if record["drift_cosine"] is None:
+        return ""
+    cosine, ratio, cka = (record[f"drift_{name}"] for name in ("cosine", "norm_ratio", "cka"))
+    return f"stream against its own model's: cosine {cosine:.2f}, norms {ratio:.3g} times, CKA {cka:.2f}"
 
 
 def place(data: str, *token_kinds: str) -> str:
@@ -76,7 +86,9 @@ def terminal(records: Sequence[Record], width: int | None, colour: bool) -> str:
     for answer in found:
         verdict = f"[{STYLES[answer.verdict]}]{answer.verdict or 'not judged'}[/]"
         table.add_row(verdict, escape(printable(f"SAE {answer.sae} on {answer.model}, {'; '.join(answer.places)}")))
-        table.add_row("", escape(printable(answer.reason())))
+        for line in (answer.reason(), answer.moved):
+            if line:
+                table.add_row("", escape(printable(line)))
     out = io.StringIO()
     wide = Console(width=10_000).measure(table).maximum
     Console(file=out, width=width or wide, force_terminal=colour, highlight=False).print(table)

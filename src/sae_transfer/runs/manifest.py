@@ -38,12 +38,14 @@ class Session(_Part):
 
 
 class Part(_Part):
-    """One finished unit of work."""
+    """One finished unit of work: a file of rows, and files of the same name in the folders of other tables."""
 
     unit: str
     file: str
     sha256: str
     rows: int
+    beside: dict[str, str] = {}
+    """sha256 of the unit's file in each other table's folder; a table without rows has none."""
 
 
 class DataTokens(_Part):
@@ -85,6 +87,8 @@ class Manifest(_Part):
     seeds: dict[str, int] = {}
     calibration: Calibration
     calibration_hash: str
+    outliers: str
+    """sha256 of the file that names the outliers."""
     skipped: tuple[Skipped, ...] = ()
     drift: tuple[Drift, ...] = ()
     """How far other models lie from each SAE's own model at its hook point, on the first positions of each data set."""

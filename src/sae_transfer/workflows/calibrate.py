@@ -1,4 +1,4 @@
-"""What a run fixes before it measures: norms of every model, from them the scales, and with those the means."""
+"""What a run fixes before it measures: norms of every model, from them the scales, and with those the means and outliers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from sae_transfer.workflows.tokenise import Prepared
 
 if TYPE_CHECKING:
     from sae_transfer.engine.cache import ActivationCache
+    from sae_transfer.engine.outlying import Columns
 
 
 def calibrate(
@@ -22,11 +23,13 @@ def calibrate(
     models: Shelf,
     cache: "ActivationCache",
     progress: Progress,
-) -> Calibration:
-    """Norms of every model at every hook point, from them the scales, and with those the means of kept activations."""
+) -> tuple[Calibration, "Columns"]:
+    """Norms of every model at every hook point, from them the scales, and with those the means of kept activations; and
+    the outliers among the positions under test (rows.OUTLIERS, without their text)."""
     import torch
 
     from sae_transfer.engine import calibrate as engine
+    from sae_transfer.engine.outlying import together
 
     hook_points = sorted({sae.facts.hook_point for sae in found.saes})
     names = [model.ref.name for model in found.models if prepared.of(model.ref.name)]
@@ -52,12 +55,15 @@ def calibrate(
                 options = (spec.norm_scaling_factor, spec.outlier_threshold)
                 scales.append(engine.scale(at_hook, own, sae.ref.name, asked, *options))
         means: list[Mean] = []
+        outlying: list[Columns] = []
         advance = progress.stage("averaging", tokens)
         for name in reversed(names):  # the last model is still loaded, and the first is measured first
             read = engine.residuals(name, models, cache)
             thresholds = _thresholds(name, hook_points, scales)
-            means += engine.means(name, prepared.of(name), spec.batch_size, read, thresholds, advance)
-    return Calibration(tuple(norms.values()), tuple(scales), tuple(means))
+            averaged, apart = engine.means(name, prepared.of(name), spec.batch_size, read, thresholds, advance)
+            means += averaged
+            outlying += apart
+    return Calibration(tuple(norms.values()), tuple(scales), tuple(means)), together(outlying)
 
 
 def _thresholds(model: str, hook_points: Sequence[HookPoint], scales: Sequence[Scale]) -> dict[HookPoint, list[float | None]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from sae_transfer.errors import UserError
 from sae_transfer.metrics.gate import Bound, Outcome, State, outcomes
 from sae_transfer.report.run import Run
+from sae_transfer.report.selection import only
 from sae_transfer.report.verdicts import place_of
 from sae_transfer.specs import several
 
@@ -41,14 +42,9 @@ def check(
         raise UserError("E-OPTION", "nothing to check", "give --max-delta-ce, --max-kl or --min-explained-variance")
     if run.manifest.status != "done":
         raise UserError("E-RUN", f"{run.path} is unfinished", "repeat the command that began it")
-    records = run.records()
-    for column, names in {"model": model, "sae": sae, "data": data, "token_kind": token_kind}.items():
-        for name in several(names):
-            there = {record[column] for record in run.records()}
-            if name not in there:
-                option = f"--{column.replace('_', '-')}"
-                raise UserError("E-OPTION", f"{option} {name!r} is not in this run", f"choose from {', '.join(sorted(there))}")
-        records = [record for record in records if not names or record[column] in several(names)]
+    wanted = {"model": several(model), "sae": several(sae), "data": several(data), "token_kind": several(token_kind)}
+    keep = only(run.cells, wanted)
+    records = [record for record in run.records() if keep(record)]
     if not records:
         raise UserError("E-OPTION", "no cell of this run has all of these names", "give fewer of them")
     return outcomes(records, bounds)

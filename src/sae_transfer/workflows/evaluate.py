@@ -26,6 +26,7 @@ from sae_transfer.specs import (
     in_formats,
     named_sources,
 )
+from sae_transfer.workflows import breaking
 from sae_transfer.workflows.calibrate import calibrate
 from sae_transfer.workflows.compare import beside
 from sae_transfer.workflows.prepare import resolved, with_data
@@ -125,7 +126,11 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
         laps.end("prepare")
         with tempfile.TemporaryFile(dir=folder, buffering=0) as spill:
             cache = ActivationCache(spill, spec.activation_cache)
-            calibration = before.calibration if before else calibrate(spec, found, prepared, models, cache, progress)
+            if before:
+                calibration, outliers = before.calibration, before.outliers
+            else:
+                calibration, outlying = calibrate(spec, found, prepared, models, cache, progress)
+                outliers = directory.write_outliers(folder, breaking.named(outlying, prepared), calibration.hash)
             laps.end("calibrate")
             drift = before.drift if before else beside(spec, found, prepared, models, cache, calibration, progress)
             laps.end("drift")
@@ -138,6 +143,7 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
                     seeds={"self_check": CHECK_SEED},
                     calibration=calibration,
                     calibration_hash=calibration.hash,
+                    outliers=outliers,
                     skipped=prepared.skipped,
                     drift=drift,
                     sessions=(*(before.sessions if before else ()), session),
@@ -145,12 +151,16 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
                 ),
             )
             units = plan(prepared.pairs(found), prepared.lengths, spec.batch_size, manifest.done)
+            apart = Run(folder).outlying()
             advance = progress.stage("measuring", sum(unit.tokens for unit in units))
             for unit in units:
                 model, kinds = models.get(unit.model), prepared.about[unit.data].token_kinds
                 read = residuals(unit.model, models, cache)
-                blocks = measure(unit, model, loaded, prepared.data[unit.data], kinds, calibration, read, advance)
-                manifest = directory.append(folder, manifest, unit.key, list(blocks))
+                data, texts = prepared.data[unit.data], prepared.texts[unit.data]
+                watchers = breaking.watch(unit, model, data, calibration, apart)
+                blocks = list(measure(unit, model, loaded, data, kinds, calibration, read, advance, watchers))
+                seen = {watcher.table: breaking.blocks(watcher, texts) for watcher in watchers}
+                manifest = directory.append(folder, manifest, unit.key, blocks, seen)
         laps.end("measure")
         ended = session.model_copy(update={"finished": now(), "seconds": laps.seconds})
         done = {"status": "done", "sessions": (*manifest.sessions[:-1], ended)}

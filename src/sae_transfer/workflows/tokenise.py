@@ -1,10 +1,12 @@
 """Data files -> token rows, by one entry for each kind of data, compared with every model's vocabulary."""
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sae_transfer.errors import UserError
 from sae_transfer.runs.manifest import DataTokens, Skipped
@@ -13,6 +15,7 @@ from sae_transfer.specs import TOKEN_KINDS, ReadingSpec
 from sae_transfer.workflows.prepare import Resolved, context_size, longest, prepend_bos
 
 if TYPE_CHECKING:
+    from sae_transfer.data.decoding import Texts
     from sae_transfer.data.packing import TokenData
 
 Tokenizers = Mapping[str, Any]
@@ -26,6 +29,8 @@ class Prepared:
     data: dict[str, "TokenData"]
     about: dict[str, DataTokens]
     skipped: tuple[Skipped, ...]
+    texts: Mapping[str, "Texts"] = field(default_factory=dict)
+    """The text of a data set's ids: by the tokenizer that read it, for rows by the first there is."""
 
     def of(self, model: str) -> list["TokenData"]:
         """The data sets that a model can read, in the order of the command."""
@@ -55,13 +60,41 @@ class _Read:
 
 def tokenised(spec: ReadingSpec, found: Resolved) -> Prepared:
     """Read and tokenise every data set; compare its tokens with every model's vocabulary. Raises UserError."""
-    tokenizers = _tokenizers(found) if any(data.ref.kind != "rows" for data in found.data) else {}
+    needed = any(data.ref.kind != "rows" for data in found.data)
+    tokenizers = _tokenizers(found) if needed else _at_hand(found)
     read = {
         data.ref.name: _first_rows(spec, data, READERS[data.ref.kind](spec, found, tokenizers, data)) for data in found.data
     }
     about = {data.ref.name: _about(spec, data, read[data.ref.name]) for data in found.data}
     skipped = [entry for data in found.data for entry in _skipped(found, tokenizers, data, read[data.ref.name])]
-    return Prepared({name: result.tokens for name, result in read.items()}, about, tuple(skipped))
+    texts = _texts(tokenizers, {name: result.tokenizer for name, result in read.items()})
+    data = {name: _classified(result.tokens, texts[name], result.bos) for name, result in read.items()}
+    return Prepared(data, about, tuple(skipped), texts)
+
+
+def _texts(tokenizers: Tokenizers, readers: Mapping[str, str | None]) -> dict[str, "Texts"]:
+    from sae_transfer.data.decoding import Texts
+
+    by_owner: dict[str | None, Texts] = {owner: Texts(tokenizer) for owner, tokenizer in tokenizers.items()}
+    by_owner[None] = next(iter(by_owner.values()), Texts(None))
+    return {name: by_owner[owner] for name, owner in readers.items()}
+
+
+def _classified(data: "TokenData", texts: "Texts", bos: int | None) -> "TokenData":
+    """The same with a class for each token; what was added to a tokenizer is special unless it is white space."""
+    from sae_transfer.data import classes
+
+    tokenizer: Any = texts.decoder
+    if tokenizer is None:
+        return classes.classified(data, None)
+    used = {int(token) for row in data.rows for token in np.unique(row.tokens)}
+    added = {token for token in tokenizer.added_tokens_decoder if (texts.one(token) or "").strip()}
+    known = classes.Known(
+        bos=frozenset(token for token in (bos, tokenizer.bos_token_id) if token is not None),
+        special=frozenset(added.union(tokenizer.all_special_ids)),
+        newline=frozenset(token for token in used if "\n" in (texts.one(token) or "")),
+    )
+    return classes.classified(data, known)
 
 
 def _tokenizers(found: Resolved) -> Tokenizers:
@@ -72,6 +105,18 @@ def _tokenizers(found: Resolved) -> Tokenizers:
     if not tokenizers:
         raise UserError("E-TOKENIZER", "none of the models has a tokenizer", "give --rows, or a model with a tokenizer")
     return tokenizers
+
+
+def _at_hand(found: Resolved) -> Tokenizers:
+    """The first tokenizer that can be loaded: rows of ids need none, and are only named by it."""
+    from sae_transfer.models import loading
+
+    for model in found.models:
+        with suppress(UserError):
+            tokenizer = loading.tokenizer(model)
+            if tokenizer is not None:
+                return {model.ref.name: tokenizer}
+    return {}
 
 
 def _rows(spec: ReadingSpec, _: Resolved, __: Tokenizers, data: ResolvedData) -> _Read:
