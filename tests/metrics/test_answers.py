@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sae_transfer.metrics.answers import TABLE_COLUMNS, Kept, answered, reference, same_positions
+from sae_transfer.metrics.answers import TABLE_COLUMNS, answered, reference, same_positions
 from sae_transfer.metrics.cells import LEGACY, records
 from sae_transfer.metrics.definitions import METRICS, Floats
 from sae_transfer.metrics.documents import Documents, by_document
+from sae_transfer.metrics.kept import Kept
 from sae_transfer.rows import COLUMNS, Calibration, Norms, Scale
 from sae_transfer.specs import Cell
 

@@ -7,11 +7,13 @@ from sae_transfer import Run
 from sae_transfer.report.verdicts import answers, terminal
 from tests.running import run
 
+NOT_MOVED = dict.fromkeys(("drift_cosine", "drift_norm_ratio", "drift_cka"))
+
 
 def record(token_kind: str, verdict: str | None, delta_ce: float, **changes: Any) -> dict[str, Any]:
     """Of one SAE on one model."""
     names = {"model": "m", "sae": "s", "data": "chats", "token_kind": token_kind}
-    return names | {"verdict": verdict, "why": f"why {delta_ce}", "reference": "r", "delta_ce": delta_ce} | changes
+    return names | {"verdict": verdict, "why": f"why {delta_ce}", "reference": "r", "delta_ce": delta_ce, **NOT_MOVED} | changes
 
 
 def test_kinds_with_one_verdict_stand_together_and_the_costliest_says_why() -> None:

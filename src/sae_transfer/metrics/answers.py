@@ -92,10 +92,10 @@ def answered(
     for (data, _), cells in groups.items():
         group = _Group({cell: measured[cell] for cell in cells}, own, batched.get(data), criteria, kept)
         answers |= {cell: group.answer(cell, by_cell[cell], calibration) for cell in cells}
-    nothing: Record = dict.fromkeys(TABLE_COLUMNS[len(MEASURED_COLUMNS) :])
-    return [
-        {column: ({**record, **answers.get(_cell(record), nothing)})[column] for column in TABLE_COLUMNS} for record in records
-    ]
+    nothing: Record = dict.fromkeys(TABLE_COLUMNS)
+    moved = {cell: {column: getattr(drift, name) for column, name in DRIFT.items()} for cell, drift in (drifts or {}).items()}
+    whole = [nothing | record | moved.get(_cell(record), {}) | answers.get(_cell(record), {}) for record in records]
+    return [{column: record[column] for column in TABLE_COLUMNS} for record in whole]
 
 
 class _Group:
