@@ -61,7 +61,7 @@ def moved(record: Record) -> str:
     if record["drift_cosine"] is None:
         return ""
     cosine, ratio, cka = (record[f"drift_{name}"] for name in ("cosine", "norm_ratio", "cka"))
-    return f"stream against its own model's: cosine {cosine:.2f}, norms {ratio:.3g} times, CKA {cka:.2f}"
+    return f"stream against its own model's: cosine {cosine:.2f}, norms {ratio:{'.2f' if ratio < 10 else '.0f'}} times, CKA {cka:.2f}"
 
 
 def place(data: str, *token_kinds: str) -> str:
