@@ -54,7 +54,9 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
 def test_show_loads_nothing_heavy(pair: Pair, tmp_path: Path) -> None:
     """Reading a run needs no tensor library, and no pandas; measuring one does, so this test can fail."""
     evaluate(str(pair.base), str(pair.sae_base), rows=str(pair.rows), out=tmp_path / "run")
-    assert loaded_by("show", str(tmp_path / "run"), "--format", "json") == "[]"
+    for view in ([], ["--by", "norm"], ["--worst", "3"], ["--outliers"]):
+        assert loaded_by("show", str(tmp_path / "run"), "--format", "json", *view) == "[]"
+        assert loaded_by("show", str(tmp_path / "run"), *view) == "[]"
     finished = ["evaluate", "--model", str(pair.base), "--sae", str(pair.sae_base), "--rows", str(pair.rows)]
     assert "torch" in loaded_by(*finished, "-o", str(tmp_path / "other"))
 

@@ -70,8 +70,9 @@ def test_run_json_says_how_the_numbers_came_about(run: Run, pair: Pair) -> None:
 
 def test_nothing_else_stands_in_the_directory(run: Run) -> None:
     """No cache, no half-written file."""
-    assert {path.name for path in run.path.iterdir()} == {"run.json", "outliers.parquet", "rows", ".lock"}
-    for table in (path.name for path in run.path.iterdir() if path.is_dir()):
+    tables = {"rows", "breakdown", "worst"}
+    assert {path.name for path in run.path.iterdir()} == {"run.json", "outliers.parquet", ".lock", *tables}
+    for table in tables:
         named = {part.file for part in run.manifest.parts if table == "rows" or table in part.beside}
         assert {path.name for path in (run.path / table).iterdir()} == named
 

@@ -82,6 +82,8 @@ class Apart:
         keys = _keys(positions.rows, positions.places)
         nearest = self.elsewhere[torch.searchsorted(self.elsewhere, keys).clamp(max=len(self.elsewhere) - 1)]
         at = ((nearest == keys) & (seen.of("kept") > 0)).nonzero().squeeze(-1)
+        if not len(at):
+            return
         owners = [positions.keys[group] for group in positions.group[at].tolist()]
         self.found.append(
             {
