@@ -61,7 +61,8 @@ def moved(record: Record) -> str:
     if record["drift_cosine"] is None:
         return ""
     cosine, ratio, cka = (record[f"drift_{name}"] for name in ("cosine", "norm_ratio", "cka"))
-    return f"stream against its own model's: cosine {cosine:.2f}, norms {ratio:{'.2f' if ratio < 10 else '.0f'}} times, CKA {cka:.2f}"
+    times = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+    return f"stream against its own model's: cosine {cosine:.2f}, norms {times} times, CKA {cka:.2f}"
 
 
 def place(data: str, *token_kinds: str) -> str:
