@@ -6,7 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-PARTS = ("benchmarks.memory", "benchmarks.speed")
+PARTS = ("benchmarks.memory", "benchmarks.answers", "benchmarks.speed")
 """Each in its own process, so that none measures what another left in memory."""
 
 
