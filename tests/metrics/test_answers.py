@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sae_transfer.metrics.answers import TABLE_COLUMNS, answered, reference, same_positions
+from sae_transfer.metrics.answers import TABLE_COLUMNS, answered, difference, reference, same_positions
 from sae_transfer.metrics.cells import LEGACY, records
 from sae_transfer.metrics.definitions import METRICS, Floats
 from sae_transfer.metrics.documents import Documents, by_document
@@ -138,3 +138,36 @@ def test_l0_and_variance_are_compared_over_positions_that_both_keep() -> None:
     assert "L0 2.00 times [2.00, 2.00]" in str(found["why"])
     assert "explained variance -0.2" in str(found["why"])
     assert found["l0"] == 3.0
+
+
+def test_changes_from_the_reference_are_columns_too() -> None:
+    """What the verdict is on, for machines; an SAE on its own model has none."""
+    found = answers()
+    low, value, high = (found["chat", "a"][f"delta_ce_change{end}"] for end in ("_low", "", "_high"))
+    expected = found["chat", "a"]["delta_ce"] - found["chat", "b"]["delta_ce"]  # type: ignore[operator]
+    assert value == pytest.approx(expected)
+    assert low < value < high  # type: ignore[operator]
+    assert found["chat", "a"]["l0_change"] == 1.0
+    assert found["base", "a"]["delta_ce_change"] is None
+
+
+def test_any_two_cells_can_be_compared() -> None:
+    """Every metric, paired: the change from the reference is one such difference."""
+    cells = measured()
+    apart = difference(Cell("chat", "a", "text", "all"), Cell("chat", "b", "text", "all"), cells, same_positions)
+    record = answers()["chat", "a"]
+    assert apart.keys() == {metric.name for metric in METRICS}
+    assert [apart["kl"].value, apart["kl"].low] == pytest.approx([record["kl_change"], record["kl_change_low"]])
+    assert apart["ce_clean"].value == apart["ce_clean"].low == 0.0
+
+
+def test_an_unfinished_run_judges_nothing_that_it_cannot_pair() -> None:
+    """A model that is only half measured has other documents than the SAE's own model."""
+    cells = measured()
+    half = {name: values[: DOCUMENTS // 2] for name, values in cells[CELLS[2]].rows.items()}
+    keys = {"model": "chat", "sae": "a", "data": "text", "token_kind": "all"}
+    some = cells | by_document({**half, **{name: np.asarray([value] * len(half["row"])) for name, value in keys.items()}})
+    found = answered(records(some, CELLS, calibration(), {}), some, OWN, calibration(), {})
+    record = next(one for one in found if (one["model"], one["sae"]) == ("chat", "a"))
+    assert (record["verdict"], record["why"]) == (None, "SAE b, made for chat is not measured on the same documents yet")
+    assert record["kl_low"] is not None

@@ -9,7 +9,7 @@ import numpy as np
 from sae_transfer.metrics import verdict
 from sae_transfer.metrics.cells import LEGACY, MEASURED_COLUMNS, Record
 from sae_transfer.metrics.definitions import BY_NAME, METRICS
-from sae_transfer.metrics.documents import Documents, alike
+from sae_transfer.metrics.documents import Documents
 from sae_transfer.metrics.intervals import Interval, Ratio, Statistic, intervals
 from sae_transfer.metrics.kept import Kept
 from sae_transfer.metrics.verdict import ALONE, CRITERIA, Circumstances, Criterion, Verdict, judge
@@ -20,6 +20,9 @@ BOUNDED = tuple(
     name for metric in METRICS for name in ((metric.name, LEGACY) if metric.name == "ce_recovered" else (metric.name,))
 )
 """Columns that have an interval."""
+ENDS = ("", "_low", "_high")
+ON_BOTH = ("l0", "explained_variance")
+"""Metrics that are compared over the positions that both cells keep."""
 DRIFT = {
     "drift_cosine": "cosine",
     "drift_norm_ratio": "norm_ratio",
@@ -33,8 +36,17 @@ TABLE_COLUMNS = (
     "why",
     *DRIFT,
     *(f"{name}_{bound}" for name in BOUNDED for bound in ("low", "high")),
+    *(f"{criterion.metric}_change{end}" for criterion in CRITERIA for end in ENDS),
 )
 """The columns that `show` and `Run.table()` give, in order. Later ones are added, none is renamed."""
+
+
+def _change_in_words(criterion: Criterion) -> str:
+    how = "/" if criterion.worse == "ratio" else "-"
+    kept = ", over the positions that both keep" if criterion.metric in ON_BOTH else ""
+    return f"{criterion.metric} {how} that of the reference{kept}; what the verdict is on"
+
+
 MEANINGS = {
     "reference": "what the verdict compares with: an SAE made for this model, else the same SAE on its own model",
     "verdict": f"{', '.join(verdict.VERDICTS)}; null for an SAE on its own model",
@@ -42,11 +54,12 @@ MEANINGS = {
     "drift_cosine": "mean cosine of the model's activations and the own model's, at the hook point",
     "drift_norm_ratio": "mean norm of the model's activations / the own model's",
     "drift_cka": "linear CKA of the two",
+    **{f"{c.metric}_change": _change_in_words(c) for c in CRITERIA},
+    **{f"{c.metric}_change_low": f"lower bound of the 95% interval of {c.metric}_change" for c in CRITERIA},
+    **{f"{c.metric}_change_high": f"upper bound of the 95% interval of {c.metric}_change" for c in CRITERIA},
     **{f"{name}_low": f"lower bound of the 95% interval of {name}" for name in BOUNDED},
     **{f"{name}_high": f"upper bound of the 95% interval of {name}" for name in BOUNDED},
 }
-ON_BOTH = ("l0", "explained_variance")
-"""Metrics that are compared over the positions that both cells keep."""
 
 
 @dataclass(frozen=True)
@@ -84,45 +97,57 @@ def answered(
 ) -> list[Record]:
     """The records with every column. `batched`: rows in a batch of the data sets whose legacy CE recovered is a mean of
     batches."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in measured:
-        groups.setdefault((cell.data, cell.token_kind), []).append(cell)
+    groups: dict[tuple[str, str, bytes], dict[Cell, Documents]] = {}
+    for cell, documents in measured.items():  # those of an unfinished run are over different documents
+        groups.setdefault((cell.data, cell.token_kind, documents.ids.tobytes()), {})[cell] = documents
     answers: dict[Cell, Record] = {}
     by_cell = {_cell(record): record for record in records}
-    for (data, _), cells in groups.items():
-        group = _Group({cell: measured[cell] for cell in cells}, own, batched.get(data), criteria, kept)
-        answers |= {cell: group.answer(cell, by_cell[cell], calibration) for cell in cells}
+    for (data, _, _), cells in groups.items():
+        references = {cell: reference(cell, own, measured) for cell in cells if own.get(cell.sae) != cell.model}
+        group = _Group(cells, references, batched.get(data), criteria, kept)
+        answers |= {cell: group.answer(cell, by_cell[cell], own.get(cell.sae), calibration) for cell in cells}
     nothing: Record = dict.fromkeys(TABLE_COLUMNS)
     moved = {cell: {column: getattr(drift, name) for column, name in DRIFT.items()} for cell, drift in (drifts or {}).items()}
     whole = [nothing | record | moved.get(_cell(record), {}) | answers.get(_cell(record), {}) for record in records]
     return [{column: record[column] for column in TABLE_COLUMNS} for record in whole]
 
 
+def difference(first: Cell, second: Cell, measured: Mapping[Cell, Documents], kept: Kept) -> dict[str, Interval]:
+    """Every metric of the first cell minus that of the second, over the documents that both have, in the same order; MSE, L0
+    and explained variance over the positions that both keep."""
+    ratios, statistics = list[Ratio](), list[Statistic]()
+    for metric in METRICS:
+        for cell, other in ((first, second), (second, first)):
+            both = kept(cell, other) if metric.name in (*ON_BOTH, "mse") else None
+            ratios.append((measured[cell] if both is None else measured[cell].over(both)).ratio(metric))
+        statistics.append(Statistic(len(ratios) - 2, len(ratios) - 1))
+    found = intervals(ratios, statistics)
+    return {metric.name: interval for metric, interval in zip(METRICS, found, strict=True)}
+
+
 class _Group:
-    """The cells of one data set and token kind: all their intervals by one bootstrap over the documents that they share."""
+    """The cells of one data set, token kind and set of documents: all their intervals by one bootstrap over these."""
 
     def __init__(
         self,
         cells: Mapping[Cell, Documents],
-        own: Mapping[str, str | None],
+        references: Mapping[Cell, Reference | None],
         batch_size: int | None,
         criteria: Sequence[Criterion],
         kept: Kept,
     ) -> None:
-        self._own = own
-        self._documents = len(next(iter(cells.values())).ids)
         self._criteria = criteria
+        self._references = references
         self._ratios: list[Ratio] = []
         self._statistics: list[Statistic] = []
         self._at: dict[tuple[Cell, str], int] = {}
-        self._references = {cell: reference(cell, own, cells) for cell in cells if own.get(cell.sae) != cell.model}
         for cell, documents in cells.items():
             for metric in METRICS:
                 self._at[cell, metric.name] = self._add(Statistic(self._ratio(documents.ratio(metric))))
             legacy = documents.ratio(BY_NAME["ce_recovered"]) if batch_size is None else documents.legacy(batch_size)
             self._at[cell, LEGACY] = self._add(Statistic(self._ratio(legacy)))
         for cell, other in self._references.items():
-            if other is not None and alike([cells[cell], cells[other.cell]]):
+            if other is not None and other.cell in cells:
                 for criterion in criteria:
                     self._compare(cell, other.cell, criterion, cells, kept)
         self._found = intervals(self._ratios, self._statistics)
@@ -150,28 +175,38 @@ class _Group:
         at = self._at.get((cell, name))
         return None if at is None else self._found[at]
 
-    def answer(self, cell: Cell, record: Record, calibration: Calibration) -> Record:
-        """The columns that are added to a record."""
+    def answer(self, cell: Cell, record: Record, own: str | None, calibration: Calibration) -> Record:
+        """The columns that are added to a record. `own`: the SAE's own model."""
         bounds: Record = {}
         for name in BOUNDED:
             found = self._found[self._at[cell, name]]
             low, high = (found.low, found.high) if record[name] is not None else (math.nan, math.nan)
             bounds |= {f"{name}_low": _number(low), f"{name}_high": _number(high)}
-        if self._own.get(cell.sae) == cell.model:
+        if cell not in self._references:
             return {"reference": None, "verdict": None, "why": f"{cell.model} is its own model", **bounds}
-        judged, other = self._verdict(cell, record, calibration), self._references[cell]
+        changes, other = self._changes(cell), self._references[cell]
+        for criterion in self._criteria:
+            change = changes.get(criterion.metric, Interval(math.nan, math.nan, math.nan))
+            values = (change.value, change.low, change.high)
+            scaled = (math.exp(value) for value in values) if criterion.worse == "ratio" else values
+            bounds |= {f"{criterion.metric}_change{end}": _number(value) for end, value in zip(ENDS, scaled, strict=True)}
+        judged = self._verdict(cell, changes, circumstances(cell, record, own, calibration))
         return {"reference": None if other is None else other.words, "verdict": judged.verdict, "why": judged.why, **bounds}
 
-    def _verdict(self, cell: Cell, record: Record, calibration: Calibration) -> Verdict:
+    def _changes(self, cell: Cell) -> dict[str, Interval]:
+        """From the reference, by metric, where they are defined."""
+        changes = {c.metric: self.interval(cell, f"change of {c.metric}") for c in self._criteria}
+        return {name: found for name, found in changes.items() if found is not None and math.isfinite(found.value)}
+
+    def _verdict(self, cell: Cell, changes: Mapping[str, Interval], at: Circumstances) -> Verdict:
         other = self._references[cell]
-        at = circumstances(cell, record, self._own.get(cell.sae), calibration)
         if other is None:
             alone = {criterion.metric: self.interval(cell, criterion.metric) for criterion in ALONE}
             return judge({name: found for name, found in alone.items() if found is not None}, None, at, ALONE)
-        changes = {c.metric: self.interval(cell, f"change of {c.metric}") for c in self._criteria}
-        defined = {name: found for name, found in changes.items() if found is not None and math.isfinite(found.value)}
+        if (other.cell, "delta_ce") not in self._at:
+            return Verdict(None, f"{other.words} is not measured on the same documents yet")
         at = replace(at, reference_delta_ce=self.interval(other.cell, "delta_ce"))
-        return judge(defined, other.words, at, self._criteria)
+        return judge(changes, other.words, at, self._criteria)
 
 
 def circumstances(cell: Cell, record: Record, origin: str | None, calibration: Calibration) -> Circumstances:

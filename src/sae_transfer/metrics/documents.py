@@ -1,13 +1,13 @@
 """Rows of a cell -> its sums by document, the unit of resampling, and the ratios whose intervals are wanted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_transfer.metrics.definitions import METRICS, Floats, Metric, ce_recovered, total
+from sae_transfer.metrics.definitions import Floats, Metric, ce_recovered, total
 from sae_transfer.metrics.intervals import Ratio
 from sae_transfer.rows import CELL_KEYS, SUMS
 from sae_transfer.specs import Cell
@@ -65,13 +65,3 @@ def _of(rows: Columns) -> Documents:
 def _added(where: NDArray[np.intp], values: Floats) -> Floats:
     """Values added up by the index that each goes to."""
     return np.asarray(np.bincount(where, weights=values), dtype=np.float64)
-
-
-def metrics_of(documents: Documents) -> list[Ratio]:
-    """A ratio for each of METRICS, in order."""
-    return [documents.ratio(metric) for metric in METRICS]
-
-
-def alike(several: Sequence[Documents]) -> bool:
-    """Whether they are over the same documents, so that differences can be paired."""
-    return all(np.array_equal(several[0].ids, other.ids) for other in several[1:])

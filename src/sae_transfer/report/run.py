@@ -1,6 +1,7 @@
 """A run directory as an object: its manifest, its rows, its table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from sae_transfer.errors import UserError
 from sae_transfer.metrics import breakdown
-from sae_transfer.metrics.answers import BOUNDED, DRIFT, TABLE_COLUMNS, answered
+from sae_transfer.metrics.answers import BOUNDED, DRIFT, TABLE_COLUMNS, answered, difference
 from sae_transfer.metrics.cells import Record, empty, records
 from sae_transfer.metrics.definitions import ce_recovered, ce_recovered_published
 from sae_transfer.metrics.documents import Columns, by_document
+from sae_transfer.metrics.intervals import Interval
 from sae_transfer.metrics.kept import between
 from sae_transfer.metrics.verdict import CRITERIA, Criterion
 from sae_transfer.rows import WORST_KEPT, Drift
@@ -31,7 +33,7 @@ FACTORS = {
 
 FLOATS = (
     *BOUNDED,
-    *(f"{name}_{bound}" for name in BOUNDED for bound in ("low", "high")),
+    *(name for name in TABLE_COLUMNS if name.endswith(("_low", "_high", "_change"))),
     *DRIFT,
     "norm_scaling_factor",
     "outlier_threshold",
@@ -119,6 +121,17 @@ class Run:
         asked = (own, model, data, token_kind, hook_point)
         found = ((d, (d.reference, d.model, d.data, d.token_kind, d.hook_point)) for d in self.manifest.drift)
         return next((entry for entry, key in found if key == asked), None)
+
+    def difference(self, first: tuple[str, str, str, str], second: tuple[str, str, str, str]) -> dict[str, Interval]:
+        """Every metric of one cell minus that of another, with its 95% interval, paired by document. A cell is (model, SAE, data,
+        token kind). Raises: UserError E-OPTION where they are not measured on the same documents."""
+        cells, measured = (Cell(*first), Cell(*second)), by_document(self.rows())
+        for cell in cells:
+            if cell not in measured:
+                raise UserError("E-OPTION", f"{' / '.join(asdict(cell).values())} is not measured in this run", "see run.cells")
+        if not np.array_equal(measured[cells[0]].ids, measured[cells[1]].ids):
+            raise UserError("E-OPTION", f"{first} and {second} are of different documents", "compare cells of the same data")
+        return difference(*cells, measured, between(measured, self.apart(), self.outlying(), self.manifest.calibration))
 
     def by(self, axis: str) -> list[Record]:
         """The metrics of each cell by part: `position`, `token-class`, `norm`, `document` or `token-kind`; a record a bucket.
