@@ -123,8 +123,8 @@ class Run:
         return next((entry for entry, key in found if key == asked), None)
 
     def difference(self, first: tuple[str, str, str, str], second: tuple[str, str, str, str]) -> dict[str, Interval]:
-        """Every metric of one cell minus that of another, with its 95% interval, paired by document. A cell is (model, SAE, data,
-        token kind). Raises: UserError E-OPTION where they are not measured on the same documents."""
+        """Every metric of one cell, (model, SAE, data, token kind), minus that of another, with its 95% interval, paired by
+        document. Raises: UserError E-OPTION where they are not measured on the same documents."""
         cells, measured = (Cell(*first), Cell(*second)), by_document(self.rows())
         for cell in cells:
             if cell not in measured:
