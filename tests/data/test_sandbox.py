@@ -1,5 +1,7 @@
 """A tokenizer's own template: rendered as transformers does, and stopped where it would not end."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from sae_transfer.data.sandbox import LONGEST_TEMPLATE, Sandbox
@@ -54,6 +56,12 @@ def test_a_chat_is_rendered_as_transformers_does(name: str, asked: bool) -> None
     tokenizer.chat_template = HONEST[name]
     expected = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=asked)
     assert Sandbox(HONEST[name], tokenizer.special_tokens_map).render(CHAT, asked) == expected
+
+
+def test_the_date_is_that_of_the_clock() -> None:
+    """A run that goes on tomorrow renders what it began with."""
+    began = datetime(1999, 12, 31, tzinfo=UTC)
+    assert Sandbox("{{ strftime_now('%d %b %Y') }}", {}, began).render(CHAT, True) == "31 Dec 1999"
 
 
 def test_a_long_chat_is_within_its_allowance() -> None:

@@ -12,8 +12,8 @@ The language is that of transformers' `apply_chat_template`, whose rendering thi
 import json
 import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from datetime import datetime
-from functools import cached_property, wraps
+from datetime import UTC, datetime
+from functools import cached_property, partial, wraps
 from typing import Any
 
 from jinja2 import TemplateError, Undefined, nodes, pass_context
@@ -75,12 +75,12 @@ PLACEHOLDERS = re.compile(r"%[sdi%]")
 
 
 class Sandbox:
-    """A template and the named special tokens of its tokenizer."""
+    """A template, the named special tokens of its tokenizer, and the time that it is told, by default the present."""
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, template: str, special_tokens: Mapping[str, str], clock: datetime | None = None) -> None:
         self.source = template
         self.special_tokens = dict(special_tokens)
-        self.environment = _Environment()
+        self.environment = _Environment(clock or datetime.now(UTC))
 
     @cached_property
     def template(self) -> Any:
@@ -129,7 +129,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
-    def __init__(self) -> None:
+    def __init__(self, clock: datetime) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -150,7 +150,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals = {
             "range": safe_range,
             "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
+            "strftime_now": partial(_strftime_now, clock),
             "dict": _dict,
             "namespace": _Variables,
         }
@@ -345,10 +345,10 @@ def _raise_exception(message: Any) -> None:
     raise TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:
+def _strftime_now(clock: datetime, format: str) -> str:
     if re.search(r"%[^%a-zA-Z]*[0-9]", format):
         raise TooMuch("it formats to a width")
-    return datetime.now().strftime(format)
+    return clock.strftime(format)
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:

@@ -63,6 +63,8 @@ class DataTokens(_Part):
     """Tokens of a packed row, or of the longest chat that is kept."""
     bos: int | None = None
     """Id at the start of packed rows and between documents; None where there is none."""
+    sha256: str | None = None
+    """Hash of the token rows; None in a run that was begun before it was kept."""
 
 
 class Skipped(_Part):
