@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sae_transfer.data.sandbox import LONGEST_TEMPLATE, Sandbox
+from sae_transfer.data.sandbox import LONGEST_TEMPLATE, RESERVE, Sandbox, TooMuch
 from sae_transfer.data.templates import Message, renderer
 from sae_transfer.errors import UserError
 from tests.conftest import TEMPLATE, chat_tokenizer
@@ -72,14 +72,15 @@ def test_a_long_chat_is_within_its_allowance() -> None:
 
 LONG = "{% set a = 'x' * 90000 %}"
 GROWING = "{% for i in range(99) %}{% set ns.a = %s %}{% endfor %}{{ ns.a }}"
+SLOW = "{% for i in range(99999) %}{{ i }}{% endfor %}"
 HOSTILE = {
     "a large range": "{% for i in range(10**9) %}{% endfor %}",
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a loop over a string": LONG + "{% for i in a %}{% for j in a %}{% endfor %}{% endfor %}",
     "a recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
-    "a long body": "{% for i in range(99999) %}" + "{%set a=1%}" * 5000 + "{% endfor %}",
-    "a large literal": "{% for i in range(99999) %}" + "y" * 60000 + "{% endfor %}",
-    "a literal set aside": "{% set a %}{% for i in range(99999) %}" + "y" * 60000 + "{% endfor %}{% endset %}",
+    "a long body": "{% for i in range(99999) %}" + "{%set a=1%}" * 2500 + "{% endfor %}",
+    "a large literal": "{% for i in range(99999) %}" + "y" * 30000 + "{% endfor %}",
+    "a literal set aside": "{% set a %}{% for i in range(99999) %}" + "y" * 30000 + "{% endfor %}{% endset %}",
     "a long string": "{{ 'a' * 10**10 }}",
     "a long list": "{{ [0] * 10**10 }}",
     "a long number": "{{ 10 ** (10 ** 10) }}",
@@ -117,9 +118,19 @@ HOSTILE = {
     "an attribute by its name": "{{ ''['__class__']['__mro__'] }}",
     "an attribute of a function": "{{ raise_exception.__globals__.os }}",
     "a file": "{% include '/etc/passwd' %}",
-    "brackets": "{{ " + "(" * 30000 + " }}",
-    "a long sum": "{{ " + "1+" * 30000 + "1 }}",
-    "a long number to read": "{{ " + "9" * 60000 + " }}",
+    "another template": "{% if false %}{% extends 'a' %}{% endif %}",
+    "a macro of another": "{% if false %}{% from 'a' import b %}{% endif %}",
+    "numbers of one hash": "{{ range(0, 9999 * (2**61 - 1), 2**61 - 1) | unique | list }}",
+    "a path of fifty parts": "{% set ns = namespace() %}{% set ns.a = ns %}"
+    "{{ ([ns] * 9999) | map(attribute='a' ~ '.a' * 49) | list }}",
+    "a path to sort by": "{% set ns = namespace(b=1) %}{% set ns.a = ns %}{{ ([ns] * 999) | sort(attribute='a.' * 999 ~ 'b') }}",
+    "a search from the right": LONG + "{{ a.rfind('y' ~ a[:80000]) }}",
+    "a split from the right": LONG + "{{ a.rsplit('y' ~ a[:80000]) }}",
+    "many names": "".join(f"{{%set a{i}=1%}}" for i in range(1000)) + "{%if 1%}{%endif%}" * 900,
+    "many parts": "{{1+1}}" * 4000,
+    "brackets": "{{ " + "(" * 15000 + " }}",
+    "a long sum": "{{ " + "1+" * 15000 + "1 }}",
+    "a long number to read": "{{ " + "9" * 30000 + " }}",
     "a long template": "x" * (LONGEST_TEMPLATE + 1),
     "no template": "{% for %}",
 }
@@ -133,6 +144,18 @@ def test_a_template_that_does_not_end_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="the tokenizer's template refuses a chat") as caught:
         renderer("tokenizer", tokenizer)([Message("user", "a"), Message("assistant", "b")])
     assert caught.value.code == "E-TEMPLATE"
+
+
+def test_all_chats_draw_on_one_reserve() -> None:
+    """What one chat may take beyond its share, thousands may not."""
+    sandbox = Sandbox(SLOW, {})
+    assert len(sandbox.render(CHAT, True)) > 9999
+    with pytest.raises(TooMuch):
+        for _ in range(99):
+            sandbox.render(CHAT, True)
+    frugal = Sandbox(HONEST["thinking"], {})
+    assert {frugal.render(CHAT, True) for _ in range(99)} == {frugal.render(CHAT, True)}
+    assert frugal.reserve == RESERVE
 
 
 def test_a_template_among_several_must_be_the_default() -> None:
