@@ -123,7 +123,8 @@ HOSTILE = {
     "numbers of one hash": "{{ range(0, 9999 * (2**61 - 1), 2**61 - 1) | unique | list }}",
     "a path of fifty parts": "{% set ns = namespace() %}{% set ns.a = ns %}"
     "{{ ([ns] * 9999) | map(attribute='a' ~ '.a' * 49) | list }}",
-    "a path to sort by": "{% set ns = namespace(b=1) %}{% set ns.a = ns %}{{ ([ns] * 999) | sort(attribute='a.' * 999 ~ 'b') }}",
+    "a path to sort by": "{% set ns = namespace(b=1) %}{% set ns.a = ns %}"
+    "{{ ([ns] * 999) | sort(attribute='a.' * 999 ~ 'b') }}",
     "a search from the right": LONG + "{{ a.rfind('y' ~ a[:80000]) }}",
     "a split from the right": LONG + "{{ a.rsplit('y' ~ a[:80000]) }}",
     "many names": "".join(f"{{%set a{i}=1%}}" for i in range(1000)) + "{%if 1%}{%endif%}" * 900,
@@ -151,8 +152,7 @@ def test_all_chats_draw_on_one_reserve() -> None:
     sandbox = Sandbox(SLOW, {})
     assert len(sandbox.render(CHAT, True)) > 9999
     with pytest.raises(TooMuch):
-        for _ in range(99):
-            sandbox.render(CHAT, True)
+        _ = [sandbox.render(CHAT, True) for _ in range(99)]
     frugal = Sandbox(HONEST["thinking"], {})
     assert {frugal.render(CHAT, True) for _ in range(99)} == {frugal.render(CHAT, True)}
     assert frugal.reserve == RESERVE

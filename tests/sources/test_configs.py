@@ -10,11 +10,11 @@ import pytest
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import resolve
+from sae_transfer.sources.adapters import KINDS, check_adapter, check_rank
 from sae_transfer.sources.configs import (
     ModelFacts,
-    check_adapter,
     check_fits,
-    check_rank,
+    check_layers,
     check_tokenizer,
     gguf_facts,
     model_facts,
@@ -155,7 +155,7 @@ def test_adapters_that_add_tokens_are_refused(tmp_path: Path, kind: str) -> None
         check_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["LORA", "IA3", "LOHA", "VERA", "OFT"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_the_weights_are_let_through(tmp_path: Path, kind: str) -> None:
     """They leave every token at its position."""
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind}])
@@ -207,12 +207,83 @@ def test_adapters_that_bring_more_than_weights_are_refused(tmp_path: Path, confi
 
 @pytest.mark.parametrize("config", [{"r": 10**9}, {"r": 2, "rank_pattern": {"q_proj": 10**9}}, {"r": float("nan")}])
 def test_a_rank_without_weights_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    """peft would allocate it; a rank that is a dimension of the weights is right."""
+    """peft would allocate it; a rank that is the smaller dimension of the weights is right."""
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA"} | config])
-    with pytest.raises(UserError, match="says rank .*no dimension above 16.*E-MODEL"):
+    with pytest.raises(UserError, match="says rank .*none above 2.*E-MODEL"):
         check_rank(tmp_path, {"lora_A": (2, 16)})
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA", "r": 2}])
     check_rank(tmp_path, {"lora_A": (2, 16)})
+
+
+@pytest.mark.parametrize("kind", ["VBLORA", "ADALORA", "RANDLORA", "__import__", ""])
+def test_an_adapter_whose_sizes_are_not_known_is_refused(tmp_path: Path, kind: str) -> None:
+    """By its name, before peft builds what its config asks for."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind, "num_vectors": 10**8}])
+    with pytest.raises(UserError, match=f"is '{kind}', whose sizes.*merge it into its model.*E-MODEL"):
+        check_adapter(tmp_path)
+
+
+EVIL = "(([a-z0-9_.])+)+!"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": EVIL},
+        {"target_modules": ".*.*.*.*.*!"},
+        {"target_modules": "(m|m)(o|o)(d|d)(e|e)(l|l)" * 4},
+        {"target_modules": "(a|aa)+!"},
+        {"exclude_modules": EVIL},
+        {"layers_pattern": [EVIL]},
+        {"modules_to_save": [EVIL]},
+        {"rank_pattern": {EVIL: 8}},
+        {"alpha_pattern": {EVIL: 8}},
+        {"peft_type": "IA3", "feedforward_modules": EVIL},
+    ],
+)
+def test_a_pattern_that_may_not_end_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Wherever peft would match it with the names of modules."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA"} | config])
+    with pytest.raises(UserError, match="may take for ever to match.*E-MODEL"):
+        check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "all-linear",
+        r".*\.(q_proj|v_proj)",
+        r"^model\.layers\.\d+\.(?:self_attn|mlp)\.(?:[a-z]+_proj)$".replace("[a-z]+_proj", "q_proj|up_proj"),
+        "model.layers.1.self_attn.q_proj",
+        r".*layers\.(0|1|2|3)\..*proj",
+    ],
+)
+def test_a_pattern_of_names_is_let_through(tmp_path: Path, pattern: str) -> None:
+    """Alternatives, and a repeat or two."""
+    config = {"peft_type": "LORA", "target_modules": pattern, "rank_pattern": {pattern: 4}}
+    write_jsonl(tmp_path / "adapter_config.json", [config])
+    check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": 10**7},
+        {"num_hidden_layers": 3},
+        {"num_hidden_layers": 2, "n_layers": 10**7},
+        {"num_hidden_layers": 2, "decoder_layers": 1e9},
+        {"num_hidden_layers": 2, "vision_config": {"depth": 10**7}},
+        {"n_layers": 10**7},
+        {},
+    ],
+)
+def test_a_depth_without_weights_is_refused(config: dict[str, Any]) -> None:
+    """By whatever key an architecture reads it; all the layers would be built before one is missed."""
+    tensors = [f"model.layers.{layer}.{name}" for layer in range(2) for name in "abc"]
+    with pytest.raises(UserError, match="layers.*E-MODEL|depth.*E-MODEL"):
+        check_layers(config, model_facts(config, "config.json"), tensors, "config.json")
+    fits = {"num_hidden_layers": 2, "max_window_layers": 28, "layer_types": ["full"] * 2}
+    check_layers(fits, model_facts(fits, "config.json"), tensors, "config.json")
 
 
 @pytest.mark.parametrize("name", ["../tokenizer.1.0.json", "/tmp/tokenizer.1.0.json", "a/tokenizer.1.0.json", 7])

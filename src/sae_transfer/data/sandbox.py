@@ -3,8 +3,9 @@
 A template comes with a model, so it is somebody else's program. jinja2's sandbox keeps it from the machine, but not from
 looping, multiplying strings or nesting lists until memory ends. Here each render has an allowance, and pays before it works:
 every turn of a loop and every call for the size of its body, every operator, filter, method, comparison and output for the
-size of what it takes and gives; beyond its own share all chats draw on one reserve. What can't be priced (other filters, other methods, recursive loops) is refused. The price
-is the same on every machine, and takes no clock, thread or signal.
+size of what it takes and gives; beyond its own share all chats draw on one reserve. What can't be priced (other filters, other
+methods, recursive loops, other templates) is refused. The price is the same on every machine, and takes no timer, thread or
+signal.
 
 The language is that of transformers' `apply_chat_template`, whose rendering this must equal (tests/data/test_sandbox.py).
 """

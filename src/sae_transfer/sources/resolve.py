@@ -8,12 +8,11 @@ from typing import Any
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import hub, local, saelens, wandb
+from sae_transfer.sources.adapters import check_adapter, check_rank
 from sae_transfer.sources.configs import (
     ModelFacts,
     SaeFacts,
-    check_adapter,
-    check_depth,
-    check_rank,
+    check_layers,
     check_tokenizer,
     gguf_facts,
     model_facts,
@@ -82,8 +81,9 @@ def model(ref: ModelRef) -> ResolvedModel:
         facts = gguf_facts(base.path)
     else:
         config = base.path / "config.json"
-        facts = model_facts(local.read_json(config, "E-MODEL"), str(config))
-        check_depth(facts, len(_checked_weights(base.path, "*.safetensors")), str(config))
+        said = local.read_json(config, "E-MODEL")
+        facts = model_facts(said, str(config))
+        check_layers(said, facts, _checked_weights(base.path, "*.safetensors"), str(config))
         check_tokenizer(base.path / "tokenizer_config.json")
         _check_index(base.path / "model.safetensors.index.json")
         if (base.path / "adapter_config.json").exists():  # transformers would put it on top of the weights

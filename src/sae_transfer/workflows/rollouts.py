@@ -161,7 +161,9 @@ def _asked(spec: RolloutsSpec, found: _Found) -> dict[str, Any]:
     return {"files": found.data.at.files, "revision": found.data.at.revision, "max_documents": spec.max_documents}
 
 
-def _noted(spec: RolloutsSpec, scale: Scale | None, began: datetime, asked: dict[str, Any], prompts: "_Prompts") -> dict[str, Any]:
+def _noted(
+    spec: RolloutsSpec, scale: Scale | None, began: datetime, asked: dict[str, Any], prompts: "_Prompts"
+) -> dict[str, Any]:
     """How the rollouts came about; time and scale are read back when they go on, `asked` when they are asked for again."""
     from sae_transfer.data.rollouts import fingerprint
 

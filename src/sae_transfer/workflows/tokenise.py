@@ -60,9 +60,8 @@ def tokenised(spec: EvaluateSpec, found: Resolved, began: datetime) -> Prepared:
     `began`: the time at which the run began, and what a chat template that prints the date is told. Raises: UserError.
     """
     tokenizers = _tokenizers(found) if any(data.ref.kind != "rows" for data in found.data) else {}
-    read = {
-        data.ref.name: _first_rows(spec, data, READERS[data.ref.kind](spec, found, tokenizers, data, began)) for data in found.data
-    }
+    every = {data.ref.name: READERS[data.ref.kind](spec, found, tokenizers, data, began) for data in found.data}
+    read = {data.ref.name: _first_rows(spec, data, every[data.ref.name]) for data in found.data}
     about = {data.ref.name: _about(spec, data, read[data.ref.name]) for data in found.data}
     skipped = [entry for data in found.data for entry in _skipped(found, tokenizers, data, read[data.ref.name])]
     return Prepared({name: result.tokens for name, result in read.items()}, about, tuple(skipped))
