@@ -13,13 +13,14 @@ from sae_transfer.sources import resolve
 from sae_transfer.sources.adapters import KINDS, check_adapter, check_rank
 from sae_transfer.sources.configs import (
     ModelFacts,
+    check_ends,
     check_fits,
     check_layers,
-    check_tokenizer,
     gguf_facts,
     model_facts,
 )
 from sae_transfer.sources.formats import sae_facts
+from sae_transfer.sources.tokenizer import check_growth, check_tokenizer
 from sae_transfer.specs import HookPoint, ModelRef, SaeRef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, VOCAB, Pair, write_jsonl
 
@@ -291,7 +292,50 @@ def test_a_tokenizer_that_lies_elsewhere_is_refused(tmp_path: Path, name: Any) -
     """transformers would follow the name out of the folder, past the hashes."""
     write_jsonl(tmp_path / "tokenizer_config.json", [{"fast_tokenizer_files": ["tokenizer.json", name]}])
     with pytest.raises(UserError, match="no file beside it.*E-TOKENIZER"):
-        check_tokenizer(tmp_path / "tokenizer_config.json")
+        check_tokenizer(tmp_path)
+
+
+def replacing(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
+    """One step of a normaliser or decoder."""
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [replacing("a", "aaaaaaaaaa")] * 7}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [replacing("a", "aa")] * 4}]}},
+        {"normalizer": replacing("", "a" * 99, "Regex")},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 20}},
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
+        {"decoder": {"type": "Sequence", "decoders": [replacing("a", "aaaaaaaaaa")] * 7}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 99}},
+    ],
+)
+def test_a_tokenizer_that_makes_text_grow_is_refused(tmp_path: Path, bomb: dict[str, Any]) -> None:
+    """Step by step ten times as long; what real ones replace is let through."""
+    with pytest.raises(UserError, match="may make text 8 times as long.*E-TOKENIZER"):
+        check_growth(bomb, "tokenizer.json")
+    steps = [{"type": "Prepend", "prepend": "▁"}, replacing(" ", "▁"), replacing(" {2,}", "▁", "Regex"), {"type": "NFKC"}]
+    check_growth({"normalizer": {"type": "Sequence", "normalizers": steps}, "decoder": None}, "tokenizer.json")
+
+
+def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    """Nor are the files beside it."""
+    for name in ("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**33)  # no disk is used
+        with pytest.raises(UserError, match=f"{name} has more than .*E-TOKENIZER"):
+            check_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("ends", ["x", [[1]], 1.5, True, {"a": 1}])
+def test_end_tokens_are_ids(ends: Any) -> None:
+    """Others would be missed when the model is loaded and asked."""
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id is .*E-MODEL"):
+        check_ends({"eos_token_id": ends}, "generation_config.json")
+    for fine in (None, 7, [1, 2]):
+        check_ends({"eos_token_id": fine}, "config.json")
 
 
 def test_an_sae_that_asks_for_code_is_refused(pair: Pair, tmp_path: Path) -> None:

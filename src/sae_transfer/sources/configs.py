@@ -153,16 +153,12 @@ def refuse_code(config: Mapping[str, Any], where: str, code: str) -> None:
                 raise UserError(code, what, f"remove {key}")
 
 
-def check_tokenizer(path: Path) -> None:
-    """Refuse a tokenizer_config.json that names code, or a file elsewhere. Raises UserError E-TOKENIZER."""
-    if not path.exists():
-        return
-    config = read_json(path, "E-TOKENIZER")
-    refuse_code(config, str(path), "E-TOKENIZER")
-    files = config.get("fast_tokenizer_files") or []
-    for name in files if isinstance(files, list) else [files]:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError("E-TOKENIZER", f"{path} names {name!r:.200}, no file beside it", "remove fast_tokenizer_files")
+def check_ends(config: Mapping[str, Any], where: str) -> None:
+    """The end tokens of a config.json or generation_config.json: an id, several or none. Raises UserError E-MODEL."""
+    named = config.get("eos_token_id")
+    for token in named if isinstance(named, list) else [] if named is None else [named]:
+        if type(token) is not int:
+            raise UserError("E-MODEL", f"{where}: eos_token_id is {named!r:.100}, no token ids", "mend it")
 
 
 def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
