@@ -329,7 +329,7 @@ def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path: Path) -> None:
             check_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("ends", ["x", [[1]], 1.5, True, {"a": 1}])
+@pytest.mark.parametrize("ends", ["x", [[1]], [1, "x"], 1.5, True, {"a": 1}])
 def test_end_tokens_are_ids(ends: Any) -> None:
     """Others would be missed when the model is loaded and asked."""
     with pytest.raises(UserError, match="generation_config.json: eos_token_id is .*E-MODEL"):

@@ -78,7 +78,7 @@ STEP = 5
 """One part of such a path, for one entry."""
 BACKWARDS = {"rfind", "rindex", "rpartition", "rsplit"}
 """Python searches from the right in steps as many as the product of both lengths; from the left, as their sum."""
-ELSEWHERE = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+ELSEWHERE: tuple[type[nodes.Node], ...] = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 SORT = {"dictsort", "sort"}
 TWENTY = 20
 """More than the logarithm of any length that can be paid for."""
@@ -173,7 +173,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         parsed = super()._parse(source, name, filename)
-        if parsed.find(ELSEWHERE) is not None:
+        if any(parsed.find(kind) is not None for kind in ELSEWHERE):
             raise TooMuch("it asks for another template")
         names = {node.name for node in parsed.find_all(nodes.Name)}
         if _weight(parsed) > MOST_NODES or len(names) > MOST_NAMES:

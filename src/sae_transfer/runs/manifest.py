@@ -118,6 +118,13 @@ def parse(text: str, where: str) -> Manifest:
         )
     if set(manifest.data) != {data.name for data in manifest.spec.data}:
         raise UserError("E-RUN", f"{where} is damaged at data: not those of its spec", "start a new run")
+    skipped = {(entry.model, entry.data) for entry in manifest.skipped}
+    reading = [m.name for m in manifest.spec.models if any((m.name, data) not in skipped for data in manifest.data)]
+    scaled = {(scale.model, scale.sae) for scale in manifest.calibration.scales}
+    if not scaled >= {(model, sae.name) for model in reading for sae in manifest.spec.saes}:
+        raise UserError("E-RUN", f"{where} is damaged at calibration: not that of its models and SAEs", "start a new run")
+    if not manifest.sessions:
+        raise UserError("E-RUN", f"{where} is damaged at sessions: there is none", "start a new run")
     if manifest.calibration.hash != manifest.calibration_hash:
         raise UserError("E-RUN", f"{where}: the calibration is not the one that was written", "start a new run")
     return manifest

@@ -18,6 +18,8 @@ ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
 """SAELens's training checkpoints that are no SAEs yet: `save_inference_model` turns their threshold into JumpReLU's."""
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+FLAGS = ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
+"""What SAELens believes of a config as it stands: "false" is true."""
 LARGEST = 2**31
 """Above any size that a config can mean."""
 DEPTH = re.compile(r"(?!max_|feature_)(.*_)?(layers?|blocks|depth|stages)")
@@ -155,9 +157,9 @@ def refuse_code(config: Mapping[str, Any], where: str, code: str) -> None:
 
 def check_ends(config: Mapping[str, Any], where: str) -> None:
     """The end tokens of a config.json or generation_config.json: an id, several or none. Raises UserError E-MODEL."""
-    named = config.get("eos_token_id")
-    for token in named if isinstance(named, list) else [] if named is None else [named]:
-        if type(token) is not int:
+    for part in (config, config.get("text_config")):
+        named = part.get("eos_token_id") if isinstance(part, Mapping) else None
+        if not all(type(token) is int for token in (named if isinstance(named, list) else [] if named is None else [named])):
             raise UserError("E-MODEL", f"{where}: eos_token_id is {named!r:.100}, no token ids", "mend it")
 
 
@@ -183,9 +185,21 @@ def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
         dataset=recorded(cfg.get("dataset_path")),
     )
+    for part in (config, cfg):  # SAELens itself reads the first
+        for key in FLAGS:
+            _flag(part, key, False, where)
+        kwargs = part.get("activation_fn_kwargs")
+        for k in (part.get("k"), kwargs.get("k") if isinstance(kwargs, dict) else None):
+            check_k(k, facts.d_sae, where)
     wanted = {"W_enc": (facts.d_in, facts.d_sae), "W_dec": (facts.d_sae, facts.d_in)}
     check_shapes(wanted, tensor_shapes(folder / "sae_weights.safetensors", "E-SAE"), where)
     return facts
+
+
+def check_k(k: Any, d_sae: int, where: str) -> None:
+    """A TopK SAE's k is a number of its features. Raises UserError E-SAE."""
+    if k is not None and (type(k) is not int or not 1 <= k <= d_sae):
+        raise UserError("E-SAE", f"{where}: k is {k!r:.100}, of {d_sae} features", "mend the config")
 
 
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
