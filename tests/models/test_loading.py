@@ -103,7 +103,9 @@ def test_tied_embeddings_are_not_missing(tmp_path: Path) -> None:
 def test_missing_weights_are_refused(tmp_path: Path, lost: str) -> None:
     """A weight that the file lacks is not drawn at random."""
     folder = edit(save_model(tmp_path / "model", 0), lost)
-    with pytest.raises(UserError, match=rf"(lacks or has misshapen weights: .*{lost}|says 3 layers, the weights have 2).*E-MODEL"):
+    with pytest.raises(
+        UserError, match=rf"(lacks or has misshapen weights: .*{lost}|says 3 layers, the weights have 2).*E-MODEL"
+    ):
         load(str(folder))
 
 

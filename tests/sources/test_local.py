@@ -5,6 +5,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,9 +79,9 @@ ARRAYS = {
 
 def test_shapes_of_arrays_are_those_of_their_headers(tmp_path: Path) -> None:
     """As numpy writes them, deflated or not."""
-    arrays = {"a": np.ones((3, 4), dtype=np.float32), "b": np.zeros(5, dtype=np.float16), "c": np.array(1)}
+    arrays: dict[str, Any] = {"a": np.ones((3, 4), dtype=np.float32), "b": np.zeros(5, dtype=np.float16), "c": np.array(1)}
     for save in (np.savez, np.savez_compressed):
-        save(tmp_path / "a.npz", **arrays)  # type: ignore[operator]
+        save(tmp_path / "a.npz", **arrays)
         assert local.array_shapes(tmp_path / "a.npz", "E-SAE") == {"a": (3, 4), "b": (5,), "c": ()}
 
 

@@ -54,10 +54,10 @@ class _Read:
     bos: int | None = None
 
 
-def tokenised(spec: EvaluateSpec, found: Resolved, began: datetime) -> Prepared:
+def tokenised(spec: EvaluateSpec, found: Resolved, began: datetime | None = None) -> Prepared:
     """Read and tokenise every data set; compare its tokens with every model's vocabulary.
 
-    `began`: the time at which the run began, and what a chat template that prints the date is told. Raises: UserError.
+    `began`: when the run began, by default now: what a chat template that prints the date is told. Raises: UserError.
     """
     tokenizers = _tokenizers(found) if any(data.ref.kind != "rows" for data in found.data) else {}
     every = {data.ref.name: READERS[data.ref.kind](spec, found, tokenizers, data, began) for data in found.data}
@@ -77,14 +77,14 @@ def _tokenizers(found: Resolved) -> Tokenizers:
     return tokenizers
 
 
-def _rows(spec: EvaluateSpec, _: Resolved, __: Tokenizers, data: ResolvedData, ___: datetime) -> _Read:
+def _rows(spec: EvaluateSpec, _: Resolved, __: Tokenizers, data: ResolvedData, ___: datetime | None) -> _Read:
     from sae_transfer.data import text
 
     tokens = text.token_rows(data.at.path, data.ref.name, spec.max_documents)
     return _Read(tokens, len(tokens.rows))
 
 
-def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData, _: datetime) -> _Read:
+def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData, _: datetime | None) -> _Read:
     """Packed by the first model's tokenizer."""
     from sae_transfer.data import packing, text
 
@@ -106,7 +106,7 @@ def _text(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Res
     return _Read(packing.TokenData(data.ref.name, rows), read, owner, size, bos)
 
 
-def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData, began: datetime) -> _Read:
+def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData, began: datetime | None) -> _Read:
     """Rendered and tokenised by the first model whose tokenizer can."""
     from sae_transfer.data import chat, pickles, published
 
@@ -120,7 +120,7 @@ def _chats(spec: EvaluateSpec, found: Resolved, tokenizers: Tokenizers, data: Re
     return _Read(tokens, len(chats), owner, limit)
 
 
-READERS: dict[str, Callable[[EvaluateSpec, Resolved, Tokenizers, ResolvedData, datetime], _Read]] = {
+READERS: dict[str, Callable[[EvaluateSpec, Resolved, Tokenizers, ResolvedData, datetime | None], _Read]] = {
     "text": _text,
     "chats": _chats,
     "rows": _rows,
@@ -146,7 +146,7 @@ def _bos(tokenizer: Any, owner: str) -> int:
     return int(token)
 
 
-def _renderer(template: str, tokenizers: Tokenizers, began: datetime) -> tuple[str, Any]:
+def _renderer(template: str, tokenizers: Tokenizers, began: datetime | None) -> tuple[str, Any]:
     """The first model whose tokenizer can render the template, and its rendering; else the first one's refusal."""
     from sae_transfer.data import templates
 
