@@ -157,20 +157,26 @@ def load(sae: ResolvedSae, device: str) -> LoadedSae:
     """
     name, facts = sae.ref.name, sae.facts
     try:
-        module = _module(sae, device)
+        loaded = LoadedSae(name, facts, _module(sae, device).eval().requires_grad_(False))
+        _check_module(loaded)
+        _check_activation(loaded, torch.device(device))
     except (UnpicklingError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError("E-SAE", f"SAE {name} can't be loaded ({line})", "check cfg.json against its weights") from None
+    return loaded
+
+
+def _check_module(sae: LoadedSae) -> None:
+    """Weights are finite, and what was loaded is what the config says."""
+    module, facts = sae.module, sae.facts
     for key, weight in module.state_dict().items():
         if not bool(weight.isfinite().all()):
-            raise UserError("E-NAN", f"SAE {name}: {key} holds values that are not finite", "download or train it again")
+            raise UserError("E-NAN", f"SAE {sae.name}: {key} holds values that are not finite", "download or train it again")
     if module.cfg.architecture() != facts.architecture:
-        raise UserError("E-SAE", f"SAE {name} loads as {module.cfg.architecture()}, not {facts.architecture}", "mend cfg.json")
+        what = f"SAE {sae.name} loads as {module.cfg.architecture()}, not {facts.architecture}"
+        raise UserError("E-SAE", what, "mend cfg.json")
     if module.cfg.normalize_activations != facts.normalize_activations:
-        raise UserError("E-SAE", f"SAE {name}: normalisation {facts.normalize_activations} was lost", "mend cfg.json")
-    loaded = LoadedSae(name, facts, module.eval().requires_grad_(False))
-    _check_activation(loaded, torch.device(device))
-    return loaded
+        raise UserError("E-SAE", f"SAE {sae.name}: normalisation {facts.normalize_activations} was lost", "mend cfg.json")
 
 
 def _check_activation(sae: LoadedSae, device: torch.device) -> None:

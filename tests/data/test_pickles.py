@@ -63,7 +63,10 @@ def nested(opening: bytes, closing: bytes, depth: int) -> bytes:
 
 BOMB = b"\x80\x04" + b"".join(b"]\x94(" + b"h" + bytes([index]) + b"h" + bytes([index]) + b"e" for index in range(200)) + b"."
 KEYS = b"\x80\x04}(" + b")\x94" + b"".join(b"h" + bytes([n]) * 1 + b"h" + bytes([n]) + b"\x86\x94" for n in range(200)) + b"Nu."
+TEXT = b"X" + struct.pack("<I", 500_000) + b"a" * 500_000
+REFERENCES = b"\x80\x04}(X\x0c\0\0\0instructions](" + TEXT + b"q\0" + b"h\0" * 99_999 + b"eX\x0b\0\0\0completions]("
 CASES: dict[str, tuple[Any, str]] = {
+    "a text in every record": (REFERENCES + b"h\0" * 100_000 + b"eu.", f"more than {MOST_BYTES} characters"),
     "os.system": ([Hostile(os.system, "touch touched")], "holds more than plain values"),
     "os.system in protocol 0": (
         b"cposix\nsystem\n(S'touch touched'\ntR.",

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sae_transfer.data.rollouts import append, begin, begun, claimed, completion, finished, instructions, origin_path, prompt
+from sae_transfer.data.prompts import completion, instructions, prompt
+from sae_transfer.data.rollouts import append, begin, begun, claimed, finished, origin_path
 from sae_transfer.data.templates import end_tokens, renderer
 from sae_transfer.errors import UserError
 from tests.conftest import chat_tokenizer, write_jsonl

@@ -1,8 +1,10 @@
 """A tokenizer's own template: rendered as transformers does, and stopped where it would not end."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from sae_transfer.data.sandbox import LONGEST_TEMPLATE, Sandbox
+from sae_transfer.data.sandbox import LONGEST_TEMPLATE, RESERVE, Sandbox, TooMuch
 from sae_transfer.data.templates import Message, renderer
 from sae_transfer.errors import UserError
 from tests.conftest import TEMPLATE, chat_tokenizer
@@ -56,6 +58,12 @@ def test_a_chat_is_rendered_as_transformers_does(name: str, asked: bool) -> None
     assert Sandbox(HONEST[name], tokenizer.special_tokens_map).render(CHAT, asked) == expected
 
 
+def test_the_date_is_that_of_the_clock() -> None:
+    """A run that goes on tomorrow renders what it began with."""
+    began = datetime(1999, 12, 31, tzinfo=UTC)
+    assert Sandbox("{{ strftime_now('%d %b %Y') }}", {}, began).render(CHAT, True) == "31 Dec 1999"
+
+
 def test_a_long_chat_is_within_its_allowance() -> None:
     """What a template may do grows with the chat: 1,000 messages, and one of a million characters."""
     for chat in (CHAT * 250, [{"role": "user", "content": "a b " * 250_000}]):
@@ -64,14 +72,15 @@ def test_a_long_chat_is_within_its_allowance() -> None:
 
 LONG = "{% set a = 'x' * 90000 %}"
 GROWING = "{% for i in range(99) %}{% set ns.a = %s %}{% endfor %}{{ ns.a }}"
+SLOW = "{% for i in range(99999) %}{{ i }}{% endfor %}"
 HOSTILE = {
     "a large range": "{% for i in range(10**9) %}{% endfor %}",
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a loop over a string": LONG + "{% for i in a %}{% for j in a %}{% endfor %}{% endfor %}",
     "a recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
-    "a long body": "{% for i in range(99999) %}" + "{%set a=1%}" * 5000 + "{% endfor %}",
-    "a large literal": "{% for i in range(99999) %}" + "y" * 60000 + "{% endfor %}",
-    "a literal set aside": "{% set a %}{% for i in range(99999) %}" + "y" * 60000 + "{% endfor %}{% endset %}",
+    "a long body": "{% for i in range(99999) %}" + "{%set a=1%}" * 2500 + "{% endfor %}",
+    "a large literal": "{% for i in range(99999) %}" + "y" * 30000 + "{% endfor %}",
+    "a literal set aside": "{% set a %}{% for i in range(99999) %}" + "y" * 30000 + "{% endfor %}{% endset %}",
     "a long string": "{{ 'a' * 10**10 }}",
     "a long list": "{{ [0] * 10**10 }}",
     "a long number": "{{ 10 ** (10 ** 10) }}",
@@ -109,9 +118,20 @@ HOSTILE = {
     "an attribute by its name": "{{ ''['__class__']['__mro__'] }}",
     "an attribute of a function": "{{ raise_exception.__globals__.os }}",
     "a file": "{% include '/etc/passwd' %}",
-    "brackets": "{{ " + "(" * 30000 + " }}",
-    "a long sum": "{{ " + "1+" * 30000 + "1 }}",
-    "a long number to read": "{{ " + "9" * 60000 + " }}",
+    "another template": "{% if false %}{% extends 'a' %}{% endif %}",
+    "a macro of another": "{% if false %}{% from 'a' import b %}{% endif %}",
+    "numbers of one hash": "{{ range(0, 9999 * (2**61 - 1), 2**61 - 1) | unique | list }}",
+    "a path of fifty parts": "{% set ns = namespace() %}{% set ns.a = ns %}"
+    "{{ ([ns] * 9999) | map(attribute='a' ~ '.a' * 49) | list }}",
+    "a path to sort by": "{% set ns = namespace(b=1) %}{% set ns.a = ns %}"
+    "{{ ([ns] * 999) | sort(attribute='a.' * 999 ~ 'b') }}",
+    "a search from the right": LONG + "{{ a.rfind('y' ~ a[:80000]) }}",
+    "a split from the right": LONG + "{{ a.rsplit('y' ~ a[:80000]) }}",
+    "many names": "".join(f"{{%set a{i}=1%}}" for i in range(1000)) + "{%if 1%}{%endif%}" * 900,
+    "many parts": "{{1+1}}" * 4000,
+    "brackets": "{{ " + "(" * 15000 + " }}",
+    "a long sum": "{{ " + "1+" * 15000 + "1 }}",
+    "a long number to read": "{{ " + "9" * 30000 + " }}",
     "a long template": "x" * (LONGEST_TEMPLATE + 1),
     "no template": "{% for %}",
 }
@@ -125,6 +145,17 @@ def test_a_template_that_does_not_end_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="the tokenizer's template refuses a chat") as caught:
         renderer("tokenizer", tokenizer)([Message("user", "a"), Message("assistant", "b")])
     assert caught.value.code == "E-TEMPLATE"
+
+
+def test_all_chats_draw_on_one_reserve() -> None:
+    """What one chat may take beyond its share, thousands may not."""
+    sandbox = Sandbox(SLOW, {})
+    assert len(sandbox.render(CHAT, True)) > 9999
+    with pytest.raises(TooMuch):
+        _ = [sandbox.render(CHAT, True) for _ in range(99)]
+    frugal = Sandbox(HONEST["thinking"], {})
+    assert {frugal.render(CHAT, True) for _ in range(99)} == {frugal.render(CHAT, True)}
+    assert frugal.reserve == RESERVE
 
 
 def test_a_template_among_several_must_be_the_default() -> None:

@@ -1,5 +1,7 @@
 """A run that was really killed goes on where it stopped, by the same command, and ends with the same rows."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from sae_transfer import Run, UserError, evaluate
 from sae_transfer.metrics.breakdown import BY
 from sae_transfer.runs.directory import claimed
-from tests.conftest import VOCAB, Pair, write_jsonl
+from tests.conftest import TEMPLATE, VOCAB, Pair, write_jsonl
 
 STEPS = """
 import sys, sae_transfer
@@ -98,6 +100,23 @@ def test_changed_data_in_the_same_directory_are_refused(pair: Pair, tmp_path: Pa
     write_jsonl(data, [{"tokens": [1, 2, 3, 5]}])
     with pytest.raises(UserError, match="data:rows has changed.*E-RUN"):
         evaluate(str(pair.base), str(pair.sae_base), rows=str(data), out=tmp_path / "run")
+
+
+def test_other_tokens_in_the_same_directory_are_refused(pair: Pair, tmp_path: Path) -> None:
+    """A template that prints the date is told when the run began; what reads otherwise than it did adds no row to it."""
+    shutil.copytree(pair.base, tmp_path / "dated")
+    (tmp_path / "dated" / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + TEMPLATE)
+    options = {"chats": str(pair.chats), "out": tmp_path / "run"}
+    before = evaluate(str(tmp_path / "dated"), str(pair.sae_base), **options)  # type: ignore[arg-type]
+    run_json = json.loads((before.path / "run.json").read_text())
+    cut_off = run_json | {"status": "running", "parts": []}
+    (before.path / "run.json").write_text(json.dumps(cut_off))
+    again = evaluate(str(tmp_path / "dated"), str(pair.sae_base), **options)  # type: ignore[arg-type]
+    assert again.manifest.data == before.manifest.data
+    cut_off["sessions"][0]["started"] = "1999-12-31T12:00:00Z"
+    (before.path / "run.json").write_text(json.dumps(cut_off))
+    with pytest.raises(UserError, match="chats gives other tokens than when the run in .* began.*E-RUN"):
+        evaluate(str(tmp_path / "dated"), str(pair.sae_base), **options)  # type: ignore[arg-type]
 
 
 def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:

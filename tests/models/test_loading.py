@@ -17,6 +17,7 @@ from sae_transfer.models.split import SplitModel
 from sae_transfer.sources import resolve
 from sae_transfer.specs import ModelRef
 from tests.conftest import N_LAYERS, VOCAB, Pair, chat_tokenizer, save_model
+from tests.models.making_gguf import save_gguf
 from tests.models.tiny import shaken
 
 pytestmark = [
@@ -102,7 +103,9 @@ def test_tied_embeddings_are_not_missing(tmp_path: Path) -> None:
 def test_missing_weights_are_refused(tmp_path: Path, lost: str) -> None:
     """A weight that the file lacks is not drawn at random."""
     folder = edit(save_model(tmp_path / "model", 0), lost)
-    with pytest.raises(UserError, match=rf"lacks or has misshapen weights: .*{lost}.*E-MODEL"):
+    with pytest.raises(
+        UserError, match=rf"(lacks or has misshapen weights: .*{lost}|says 3 layers, the weights have 2).*E-MODEL"
+    ):
         load(str(folder))
 
 
@@ -213,19 +216,31 @@ def test_an_adapter_in_bfloat16_passes_its_check(pair: Pair, tmp_path: Path) -> 
 
 
 def test_a_tokenizer_is_found_or_none(pair: Pair, tmp_path: Path) -> None:
-    """The folder's tokenizer, with no limit of length; None where it has none."""
+    """The folder's tokenizer, with no limit of length; None where it has none, as a GGUF file may."""
     found = loading.tokenizer(resolve.model(ModelRef.parse(str(pair.base))))
     assert found is not None
     assert found("fox " * 3000)["input_ids"] == chat_tokenizer()("fox " * 3000)["input_ids"]
-    assert loading.tokenizer(resolve.model(ModelRef.parse(str(save_model(tmp_path / "bare", 0))))) is None
+    gguf = save_gguf(pair.base, tmp_path / "bare.gguf")
+    for bare in (save_model(tmp_path / "bare", 0), gguf):
+        assert loading.tokenizer(resolve.model(ModelRef.parse(str(bare)))) is None
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """A broken tokenizer is not the same as none."""
     folder = save_model(tmp_path / "model", 0, chat_tokenizer())
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"can't be loaded.*E-TOKENIZER"):
+    with pytest.raises(UserError, match=r"is no JSON.*E-TOKENIZER"):
         loading.tokenizer(resolve.model(ModelRef.parse(str(folder))))
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    """With both shapes, not with advice on an option of transformers."""
+    folder = save_model(tmp_path / "model", 0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 99}))
+    said = r"model.layers.0.mlp.down_proj.weight has shape \(16, 24\), its config says \(16, 99\).*E-MODEL"
+    with pytest.raises(UserError, match=said):
+        load(str(folder))
 
 
 def test_layers_that_the_config_does_not_have_are_not_dropped_in_silence(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_nothing_else_stands_in_the_directory(run: Run) -> None:
         assert {path.name for path in (run.path / table).iterdir()} == named
 
 
+@pytest.mark.parametrize("part", ["saes", "models", "sessions"])
+def test_a_run_json_that_contradicts_itself_is_refused(run: Run, tmp_path: Path, part: str) -> None:
+    """Names that its calibration does not know, or no session."""
+    raw = json.loads((run.path / "run.json").read_text())
+    if part == "sessions":
+        raw["sessions"] = []
+    else:
+        raw["spec"][part][0]["name"] = "other"
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="is damaged at .*E-RUN"):
+        read_manifest(tmp_path)
+
+
 def test_rows_of_another_calibration_are_refused(run: Run) -> None:
     """They don't add up, even if somebody names them in run.json."""
     manifest = read_manifest(run.path).model_copy(update={"calibration_hash": "0" * 64})

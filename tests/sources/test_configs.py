@@ -10,16 +10,17 @@ import pytest
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import resolve
+from sae_transfer.sources.adapters import KINDS, check_adapter, check_rank
 from sae_transfer.sources.configs import (
     ModelFacts,
-    check_adapter,
+    check_ends,
     check_fits,
-    check_rank,
-    check_tokenizer,
+    check_layers,
     gguf_facts,
     model_facts,
 )
 from sae_transfer.sources.formats import sae_facts
+from sae_transfer.sources.tokenizer import check_growth, check_tokenizer
 from sae_transfer.specs import HookPoint, ModelRef, SaeRef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, VOCAB, Pair, write_jsonl
 
@@ -155,7 +156,7 @@ def test_adapters_that_add_tokens_are_refused(tmp_path: Path, kind: str) -> None
         check_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["LORA", "IA3", "LOHA", "VERA", "OFT"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_the_weights_are_let_through(tmp_path: Path, kind: str) -> None:
     """They leave every token at its position."""
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind}])
@@ -207,12 +208,83 @@ def test_adapters_that_bring_more_than_weights_are_refused(tmp_path: Path, confi
 
 @pytest.mark.parametrize("config", [{"r": 10**9}, {"r": 2, "rank_pattern": {"q_proj": 10**9}}, {"r": float("nan")}])
 def test_a_rank_without_weights_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    """peft would allocate it; a rank that is a dimension of the weights is right."""
+    """peft would allocate it; a rank that is the smaller dimension of the weights is right."""
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA"} | config])
-    with pytest.raises(UserError, match="says rank .*no dimension above 16.*E-MODEL"):
+    with pytest.raises(UserError, match="says rank .*none above 2.*E-MODEL"):
         check_rank(tmp_path, {"lora_A": (2, 16)})
     write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA", "r": 2}])
     check_rank(tmp_path, {"lora_A": (2, 16)})
+
+
+@pytest.mark.parametrize("kind", ["VBLORA", "ADALORA", "RANDLORA", "__import__", ""])
+def test_an_adapter_whose_sizes_are_not_known_is_refused(tmp_path: Path, kind: str) -> None:
+    """By its name, before peft builds what its config asks for."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": kind, "num_vectors": 10**8}])
+    with pytest.raises(UserError, match=f"is '{kind}', whose sizes.*merge it into its model.*E-MODEL"):
+        check_adapter(tmp_path)
+
+
+EVIL = "(([a-z0-9_.])+)+!"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": EVIL},
+        {"target_modules": ".*.*.*.*.*!"},
+        {"target_modules": "(m|m)(o|o)(d|d)(e|e)(l|l)" * 4},
+        {"target_modules": "(a|aa)+!"},
+        {"exclude_modules": EVIL},
+        {"layers_pattern": [EVIL]},
+        {"modules_to_save": [EVIL]},
+        {"rank_pattern": {EVIL: 8}},
+        {"alpha_pattern": {EVIL: 8}},
+        {"peft_type": "IA3", "feedforward_modules": EVIL},
+    ],
+)
+def test_a_pattern_that_may_not_end_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Wherever peft would match it with the names of modules."""
+    write_jsonl(tmp_path / "adapter_config.json", [{"peft_type": "LORA"} | config])
+    with pytest.raises(UserError, match="may take for ever to match.*E-MODEL"):
+        check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "all-linear",
+        r".*\.(q_proj|v_proj)",
+        r"^model\.layers\.\d+\.(?:self_attn|mlp)\.(?:[a-z]+_proj)$".replace("[a-z]+_proj", "q_proj|up_proj"),
+        "model.layers.1.self_attn.q_proj",
+        r".*layers\.(0|1|2|3)\..*proj",
+    ],
+)
+def test_a_pattern_of_names_is_let_through(tmp_path: Path, pattern: str) -> None:
+    """Alternatives, and a repeat or two."""
+    config = {"peft_type": "LORA", "target_modules": pattern, "rank_pattern": {pattern: 4}}
+    write_jsonl(tmp_path / "adapter_config.json", [config])
+    check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": 10**7},
+        {"num_hidden_layers": 3},
+        {"num_hidden_layers": 2, "n_layers": 10**7},
+        {"num_hidden_layers": 2, "decoder_layers": 1e9},
+        {"num_hidden_layers": 2, "vision_config": {"depth": 10**7}},
+        {"n_layers": 10**7},
+        {},
+    ],
+)
+def test_a_depth_without_weights_is_refused(config: dict[str, Any]) -> None:
+    """By whatever key an architecture reads it; all the layers would be built before one is missed."""
+    tensors = [f"model.layers.{layer}.{name}" for layer in range(2) for name in "abc"]
+    with pytest.raises(UserError, match="layers.*E-MODEL|depth.*E-MODEL"):
+        check_layers(config, model_facts(config, "config.json"), tensors, "config.json")
+    fits = {"num_hidden_layers": 2, "max_window_layers": 28, "layer_types": ["full"] * 2}
+    check_layers(fits, model_facts(fits, "config.json"), tensors, "config.json")
 
 
 @pytest.mark.parametrize("name", ["../tokenizer.1.0.json", "/tmp/tokenizer.1.0.json", "a/tokenizer.1.0.json", 7])
@@ -220,7 +292,50 @@ def test_a_tokenizer_that_lies_elsewhere_is_refused(tmp_path: Path, name: Any) -
     """transformers would follow the name out of the folder, past the hashes."""
     write_jsonl(tmp_path / "tokenizer_config.json", [{"fast_tokenizer_files": ["tokenizer.json", name]}])
     with pytest.raises(UserError, match="no file beside it.*E-TOKENIZER"):
-        check_tokenizer(tmp_path / "tokenizer_config.json")
+        check_tokenizer(tmp_path)
+
+
+def replacing(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
+    """One step of a normaliser or decoder."""
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [replacing("a", "aaaaaaaaaa")] * 7}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [replacing("a", "aa")] * 4}]}},
+        {"normalizer": replacing("", "a" * 99, "Regex")},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 20}},
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
+        {"decoder": {"type": "Sequence", "decoders": [replacing("a", "aaaaaaaaaa")] * 7}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 99}},
+    ],
+)
+def test_a_tokenizer_that_makes_text_grow_is_refused(tmp_path: Path, bomb: dict[str, Any]) -> None:
+    """Step by step ten times as long; what real ones replace is let through."""
+    with pytest.raises(UserError, match="may make text 8 times as long.*E-TOKENIZER"):
+        check_growth(bomb, "tokenizer.json")
+    steps = [{"type": "Prepend", "prepend": "▁"}, replacing(" ", "▁"), replacing(" {2,}", "▁", "Regex"), {"type": "NFKC"}]
+    check_growth({"normalizer": {"type": "Sequence", "normalizers": steps}, "decoder": None}, "tokenizer.json")
+
+
+def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    """Nor are the files beside it."""
+    for name in ("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**33)  # no disk is used
+        with pytest.raises(UserError, match=f"{name} has more than .*E-TOKENIZER"):
+            check_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("ends", ["x", [[1]], [1, "x"], 1.5, True, {"a": 1}])
+def test_end_tokens_are_ids(ends: Any) -> None:
+    """Others would be missed when the model is loaded and asked."""
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id is .*E-MODEL"):
+        check_ends({"eos_token_id": ends}, "generation_config.json")
+    for fine in (None, 7, [1, 2]):
+        check_ends({"eos_token_id": fine}, "config.json")
 
 
 def test_an_sae_that_asks_for_code_is_refused(pair: Pair, tmp_path: Path) -> None:

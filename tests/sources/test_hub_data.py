@@ -16,7 +16,7 @@ from tests.sources.serving import COMMIT, Hub, serve
 
 READ = """
 import json, sys
-from sae_transfer.data import chat, rollouts, text
+from sae_transfer.data import chat, prompts, text
 from sae_transfer.errors import UserError
 from sae_transfer.sources import resolve
 from sae_transfer.specs import DataRef
@@ -29,7 +29,7 @@ try:
     elif kind == "chats":
         read = [[message.content for message in messages] for messages in chat.read(found.source, limit)]
     else:
-        read = rollouts.instructions(found.source, limit)[0]
+        read = prompts.instructions(found.source, limit)[0]
     print(json.dumps({"read": read, "revision": found.at.revision, "path": str(found.at.path)}))
 except UserError as error:
     print(json.dumps({"error": str(error)}))

@@ -3,8 +3,11 @@
 import json
 import os
 import struct
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from sae_transfer.errors import UserError
@@ -49,6 +52,44 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, name: str) ->
     header, claims = HOSTILE[name]
     with pytest.raises(UserError, match=r"truncated or no safetensors file.*E-SAE") as caught:
         local.tensor_shapes(saved(tmp_path / "a.safetensors", header, claims), "E-SAE")
+    assert len(str(caught.value)) < 1000
+
+
+def archived(path: Path, header: str, data: bytes = b"") -> Path:
+    """A .npz of one array, deflated."""
+    text = f"{header}\n".encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + data)
+    return path
+
+
+NPY = "{'descr': '%s', 'fortran_order': False, 'shape': %s, }"
+ARRAYS = {
+    "brackets": ("(" * 50, b""),
+    "signs": (NPY % ("<f4", f"({'-' * 6000}1,)"), b""),
+    "cut off": ("{'descr': '<f4', 'shape': (1L,2L", b""),
+    "nested types": ("{'descr': [" + "('a', " * 99 + "'<f4'" + ")" * 99 + "], 'fortran_order': False, 'shape': (1,)}", b""),
+    "a number without end": (NPY % ("<f4", f"({'9' * 1000},)"), b""),
+    "complex": (NPY % ("<c8", "(1,)"), bytes(8)),
+    "text": (NPY % ("<U8", "(1,)"), bytes(32)),
+    "more than it holds": (NPY % ("<f4", "(1048576, 1073741824)"), bytes(4)),
+    "a bomb": (NPY % ("<f4", "(4194304,)"), bytes(2**24)),
+}
+
+
+def test_shapes_of_arrays_are_those_of_their_headers(tmp_path: Path) -> None:
+    """As numpy writes them, deflated or not."""
+    arrays: dict[str, Any] = {"a": np.ones((3, 4), dtype=np.float32), "b": np.zeros(5, dtype=np.float16), "c": np.array(1)}
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", **arrays)
+        assert local.array_shapes(tmp_path / "a.npz", "E-SAE") == {"a": (3, 4), "b": (5,), "c": ()}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_header_that_lies_is_refused(tmp_path: Path, name: str) -> None:
+    """Whether it keeps its reader busy, or claims more than the file holds."""
+    with pytest.raises(UserError, match=r"truncated or no .npz file.*E-SAE") as caught:
+        local.array_shapes(archived(tmp_path / "a.npz", *ARRAYS[name]), "E-SAE")
     assert len(str(caught.value)) < 1000
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from sae_transfer.data.rollouts import origin_path
 from sae_transfer.models import loading
 from sae_transfer.sources import resolve
 from sae_transfer.specs import ModelRef, SaeRef
-from tests.conftest import TEXTS, Pair, save_model, save_sae, write_jsonl
+from tests.conftest import TEMPLATE, TEXTS, Pair, save_model, save_sae, write_jsonl
 from tests.models.test_split import arriving_from
-from tests.running import run
+from tests.running import fresh, run
 
 STEPS = """
 import sys, sae_transfer
@@ -164,6 +165,33 @@ def test_finished_rollouts_are_reused_and_more_can_be_asked_for(pair: Pair, tmp_
     assert (len(lines(out)), lines(out)[:5]) == (20, first)
     status, _, err = run(*command, "--max-documents", "5")
     assert (status, err.splitlines()[-1].endswith("[E-RUN]")) == (2, True)
+
+
+def test_finished_rollouts_are_found_without_a_tensor_library(pair: Pair, tmp_path: Path) -> None:
+    """Neither torch nor the tokenizer is loaded to say that everything is there."""
+    arguments = [str(pair.base), str(pair.chats), str(tmp_path / "r.jsonl")]
+    made = sae_transfer.rollouts(arguments[0], arguments[1], out=arguments[2], max_tokens=3)
+    again = "import sys, sae_transfer; a, b, c = sys.argv[1:]; found = sae_transfer.rollouts(a, b, out=c, max_tokens=3)"
+    told = fresh("-c", f"{again}; print(found.count, found.made, 'torch' in sys.modules)", *arguments)
+    assert (told.stdout, told.stderr) == (f"{made.count} 0 False\n", "")
+
+
+def test_rollouts_go_on_from_what_a_kill_left(pair: Pair, tmp_path: Path) -> None:
+    """An empty file, its origin and a lock that nobody holds; the date in a template is that of the beginning."""
+    shutil.copytree(pair.base, tmp_path / "dated")
+    (tmp_path / "dated" / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + TEMPLATE)
+    out, texts = tmp_path / "r.jsonl", []
+    for year in ("2026", "1999"):
+        sae_transfer.rollouts(str(tmp_path / "dated"), pair.chats, out=out, max_tokens=6)
+        texts.append(out.read_bytes())
+        out.write_bytes(b"")
+        (tmp_path / ".r.jsonl.lock").touch()
+        origin = json.loads(origin_path(out).read_text())
+        origin["noted"]["started"] = f"{year}-01-01T00:00:00+00:00"
+        origin_path(out).write_text(json.dumps(origin))
+    sae_transfer.rollouts(str(tmp_path / "dated"), pair.chats, out=out, max_tokens=6)
+    assert out.read_bytes() not in texts
+    assert not (tmp_path / ".r.jsonl.lock").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,15 @@ class TokenData:
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each row."""
         return tuple(len(row.tokens) for row in self.rows)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that is measured of the rows: tokens, kinds, scored positions, documents."""
+        digest = sha256()
+        for row in self.rows:
+            for values, kind in ((row.tokens, "<i4"), (row.kinds, "i1"), (row.scored, "?"), (row.documents, "<i4")):
+                digest.update(len(values).to_bytes(8, "little") + values.astype(kind).tobytes())
+        return digest.hexdigest()
 
     def batch(self, rows: Iterable[int]) -> "TokenBatch":
         """Some rows, by their indices, padded to one length."""

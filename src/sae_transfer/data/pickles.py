@@ -2,10 +2,11 @@
 
 A pickle is a program. Its opcodes are read here one by one, by a machine that knows lists, tuples, dicts with string keys,
 strings, numbers and None, and refuses any other. It makes at most one value an opcode and hashes strings only, so what it
-costs is bounded by the size of the file.
+costs is bounded by the size of the file; and so is the text that it gives.
 """
 
 import pickletools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ COMPLETION = ("completions", "completion", "responses", "response", "generations
 ENDS = ("<|im_end|>", "</s>", "<eos>")
 """End tokens as text: the published completions go on behind them to their full 64 tokens."""
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 STRINGS = ("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
 NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT")
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -51,12 +53,18 @@ def published(path: Path, cut: Cut = cut) -> list[dict[str, str]]:
     else:
         entries = value if isinstance(value, list | tuple) else [value]
         pairs = [(_field(entry, INSTRUCTION), _field(entry, COMPLETION)) for entry in entries]
+    total, checked = 0, set()
     for number, pair in enumerate(pairs):
         if not all(isinstance(text, str) for text in pair):
             what = f"{path} record {number} has no instruction and completion that are strings"
             raise UserError("E-DATA", what, "give a published generated_data_*.pkl, or a .jsonl")
-        if any("\ud800" <= char <= "\udfff" for text in pair for char in text):
-            raise UserError("E-DATA", f"{path} record {number} holds half a surrogate pair", "save it as UTF-8")
+        total += sum(map(len, pair))
+        if total > MOST_BYTES:  # one text may be spelled once and stand in every record
+            raise UserError("E-DATA", f"{path} holds more than {MOST_BYTES} characters", "give its records as a .jsonl")
+        for text in pair:
+            if id(text) not in checked and SURROGATE.search(text):
+                raise UserError("E-DATA", f"{path} record {number} holds half a surrogate pair", "save it as UTF-8")
+            checked.add(id(text))
     return [{"instruction": instruction, "completion": cut(completion)} for instruction, completion in pairs]
 
 

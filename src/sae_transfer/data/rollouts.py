@@ -2,64 +2,23 @@
 
 FILE.jsonl.origin.json says of which model, template and splice the rollouts are; others are refused. It is written first, then
 parts of whole lines are appended and flushed to disk. What a kill leaves of a last part is cut off when the next part comes.
+No tensor library is needed here, so that a finished file is found without one.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sae_transfer.data.chat import OffsetTokenizer, tokens_and_kinds
-from sae_transfer.data.templates import Message, Render
-from sae_transfer.data.text import has_input, records
 from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.runs.directory import write_atomically
-from sae_transfer.specs import HubData
 
 ORIGIN_VERSION = 1
-
-
-def instructions(path: Path | HubData, limit: int | None) -> tuple[list[str], int]:
-    """The first `limit` instructions, and how many records before the last of them have an `input`, which no prompt here holds.
-
-    Raises: UserError E-DATA for a file without instructions, or a record without one.
-    """
-    found: list[str] = []
-    passed_over = 0
-    with closing(records(path)) as entries:
-        for number, record in enumerate(entries):
-            if limit is not None and len(found) == limit:
-                break
-            if not isinstance(record.get("instruction"), str):
-                raise UserError("E-DATA", f"{path} record {number} has no instruction that is a string", "give one a record")
-            if has_input(record):
-                passed_over += 1
-            else:
-                found.append(record["instruction"])
-    if not found:
-        raise UserError("E-DATA", f"{path} holds no instruction without an input", "give one record a line")
-    return found, passed_over
-
-
-def prompt(instruction: str, render: Render, tokenizer: OffsetTokenizer) -> list[int]:
-    """Ids of the chat up to where the answer begins, as `evaluate` tokenises it."""
-    pieces = render([Message("user", instruction), Message("assistant", "")])
-    return [int(token) for token in tokens_and_kinds(pieces, tokenizer)[0]]
-
-
-def completion(ids: Sequence[int], before: Sequence[int], tokenizer: Any, ended: bool) -> str:
-    """The text of a rollout, special tokens spelled out. One that did not end may stop within a character, which is left out.
-
-    Decoded behind its prompt, because some tokenizers drop the space that a text begins with.
-    """
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    start, whole = (str(tokenizer.decode(list(part), **options)) for part in (before, [*before, *ids]))
-    text = whole[len(start) :] if whole.startswith(start) else str(tokenizer.decode(list(ids), **options))
-    return text if ended else text.rstrip("\ufffd")
 
 
 def origin_path(path: Path) -> Path:
@@ -150,6 +109,24 @@ def finished(path: Path, asked: Sequence[str]) -> list[int]:
                 raise UserError("E-RUN", f"{path} line {number + 1} is no rollout of instruction {number + 1}", ELSEWHERE)
             ends.append(at)
     return ends
+
+
+def fingerprint(asked: Iterable[str]) -> str:
+    """Hash of instructions in their order."""
+    digest = sha256()
+    for text in asked:
+        digest.update(json.dumps(text).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def answered(path: Path) -> list[str]:
+    """The instruction of each whole line; of none where one is no rollout."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        records = [json.loads(line) for line in lines]
+        return [record["instruction"] for record in records if isinstance(record["completion"], str)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
 
 
 def append(path: Path, at: int, rollouts: Sequence[tuple[str, str]]) -> int:

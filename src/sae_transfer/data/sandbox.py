@@ -3,17 +3,19 @@
 A template comes with a model, so it is somebody else's program. jinja2's sandbox keeps it from the machine, but not from
 looping, multiplying strings or nesting lists until memory ends. Here each render has an allowance, and pays before it works:
 every turn of a loop and every call for the size of its body, every operator, filter, method, comparison and output for the
-size of what it takes and gives. What can't be priced (other filters, other methods, recursive loops) is refused. The price
-is the same on every machine, and takes no clock, thread or signal.
+size of what it takes and gives; beyond its own share all chats draw on one reserve. What can't be priced (other filters, other
+methods, recursive loops, other templates) is refused. The price is the same on every machine, and takes no timer, thread or
+signal.
 
 The language is that of transformers' `apply_chat_template`, whose rendering this must equal (tests/data/test_sandbox.py).
 """
 
 import json
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from datetime import datetime
-from functools import cached_property, wraps
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
+from datetime import UTC, datetime
+from functools import cached_property, partial, wraps
+from math import prod
 from typing import Any
 
 from jinja2 import TemplateError, Undefined, nodes, pass_context
@@ -26,10 +28,15 @@ from jinja2.tests import TESTS
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-ALLOWANCE = 1_000_000
+RESERVE = 1_000_000
+"""For all chats together, beside what each has of its own: what it buys is about a second's work."""
+ALLOWANCE = 50_000
+ALLOWANCE_PER_MESSAGE = 10_000
 ALLOWANCE_PER_CHARACTER = 200
-"""Of the chat: published templates take about ten. What an allowance buys is less than a second's work on a short chat."""
-LONGEST_TEMPLATE = 2**16
+"""Of the chat: published templates take about ten."""
+LONGEST_TEMPLATE = 2**15
+MOST_NODES, MOST_NAMES = 8_000, 250
+"""Compiling takes the product of branches and names: published templates have less than 20 kB, 3,000 parts and 50 names."""
 CALL = 50
 """A macro's frame, in parts of a body."""
 MOST_BITS = 4096
@@ -67,7 +74,11 @@ MULTIPLY = {"format", "indent", "join", "lstrip", "replace", "round", "rstrip", 
 """Their work can be the product of the sizes of what they are given, not only the sum."""
 PER_ENTRY = {"map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "unique"}
 """They walk an attribute's path, which is a string, for every entry."""
-LONGEST_PATH = 100
+STEP = 5
+"""One part of such a path, for one entry."""
+BACKWARDS = {"rfind", "rindex", "rpartition", "rsplit"}
+"""Python searches from the right in steps as many as the product of both lengths; from the left, as their sum."""
+ELSEWHERE: tuple[type[nodes.Node], ...] = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 SORT = {"dictsort", "sort"}
 TWENTY = 20
 """More than the logarithm of any length that can be paid for."""
@@ -75,12 +86,13 @@ PLACEHOLDERS = re.compile(r"%[sdi%]")
 
 
 class Sandbox:
-    """A template and the named special tokens of its tokenizer."""
+    """A template, the named special tokens of its tokenizer, and the time that it is told, by default the present."""
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, template: str, special_tokens: Mapping[str, str], clock: datetime | None = None) -> None:
         self.source = template
         self.special_tokens = dict(special_tokens)
-        self.environment = _Environment()
+        self.reserve = RESERVE
+        self.environment = _Environment(clock or datetime.now(UTC))
 
     @cached_property
     def template(self) -> Any:
@@ -94,9 +106,12 @@ class Sandbox:
         chat = [dict(message) for message in messages]
         characters = sum(len(text) for message in chat for text in message.values())
         template = self.template
-        self.environment.left = ALLOWANCE + ALLOWANCE_PER_CHARACTER * characters
+        own = ALLOWANCE + ALLOWANCE_PER_MESSAGE * len(chat) + ALLOWANCE_PER_CHARACTER * characters
+        self.environment.left = self.reserve + own
         given = self.special_tokens | {"messages": chat, "tools": None, "documents": None}
-        return str(template.render(**given, add_generation_prompt=add_generation_prompt))
+        text = str(template.render(**given, add_generation_prompt=add_generation_prompt))
+        self.reserve = min(self.reserve, self.environment.left)
+        return text
 
 
 PASSED = (Context, nodes.EvalContext, ImmutableSandboxedEnvironment)
@@ -129,7 +144,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
-    def __init__(self) -> None:
+    def __init__(self, clock: datetime) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -150,14 +165,20 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals = {
             "range": safe_range,
             "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
+            "strftime_now": partial(_strftime_now, clock),
             "dict": _dict,
             "namespace": _Variables,
         }
         self.callables = tuple(self.globals.values())
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = _Pricing().visit(super()._parse(source, name, filename))
+        parsed = super()._parse(source, name, filename)
+        if any(parsed.find(kind) is not None for kind in ELSEWHERE):
+            raise TooMuch("it asks for another template")
+        names = {node.name for node in parsed.find_all(nodes.Name)}
+        if _weight(parsed) > MOST_NODES or len(names) > MOST_NAMES:
+            raise TooMuch(f"it has more than {MOST_NODES} parts or {MOST_NAMES} names")
+        template: nodes.Template = _Pricing().visit(parsed)
         return template
 
     def pay(self, price: int) -> None:
@@ -205,9 +226,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             for value, taken in zip(given, sizes, strict=True):
                 total = min(total * (1 + (abs(value) if isinstance(value, int) else taken)), self.left + 1)
             return total
-        paths = [taken for value, taken in zip(given[1:], sizes[1:], strict=True) if isinstance(value, str)]
-        long = name in PER_ENTRY and max(paths, default=0) > LONGEST_PATH
-        return (1 + sum(sizes)) * (TWENTY if name in SORT else 1) * (sum(paths) if long else 1)
+        if name in BACKWARDS:
+            return prod(taken for value, taken in zip(given, sizes, strict=True) if isinstance(value, str))
+        entries = len(given[0]) if name in PER_ENTRY and isinstance(given[0], Sized) else 0
+        steps = sum(1 + value.count(".") + value.count(",") for value in given[1:] if isinstance(value, str))
+        total = (1 + sum(sizes)) * (TWENTY if name in SORT else 1) + STEP * entries * steps
+        return total + entries * sizes[0] if name == "unique" else total  # a template can choose numbers of one hash
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         self, function = __self, getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format to keep it safe
@@ -345,10 +369,10 @@ def _raise_exception(message: Any) -> None:
     raise TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:
+def _strftime_now(clock: datetime, format: str) -> str:
     if re.search(r"%[^%a-zA-Z]*[0-9]", format):
         raise TooMuch("it formats to a width")
-    return datetime.now().strftime(format)
+    return clock.strftime(format)
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -62,8 +63,10 @@ class ChatTokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: int) -> Any: ...
 
 
-def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
+def renderer(template: str, tokenizer: ChatTokenizer, clock: datetime | None = None) -> Render:
     """The rendering that `--chat-template` names: `tokenizer`, `qwen`, `mistral`, `gemma`, or a file with {instruction}.
+
+    A tokenizer's own template may print the date: that of `clock`, by default the present.
 
     Raises: UserError E-TEMPLATE where the tokenizer lacks the template or its tokens, or the file is no template.
     """
@@ -71,7 +74,7 @@ def renderer(template: str, tokenizer: ChatTokenizer) -> Render:
         if not tokenizer.chat_template:
             raise UserError("E-TEMPLATE", "no model's tokenizer has a chat template", "give --chat-template")
         try:
-            sandbox = Sandbox(str(tokenizer.get_chat_template()), tokenizer.special_tokens_map)
+            sandbox = Sandbox(str(tokenizer.get_chat_template()), tokenizer.special_tokens_map, clock)
         except ValueError:  # several, none of them the default
             raise UserError("E-TEMPLATE", "the tokenizer has several chat templates", "give --chat-template FILE") from None
         return lambda messages: _by_sandbox(sandbox, messages)

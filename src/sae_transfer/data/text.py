@@ -10,10 +10,8 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sae_transfer.data import pickles
+from sae_transfer.data import parquet, pickles
 from sae_transfer.data.packing import ALL, NOT_UNDER_TEST, TokenData, TokenRow, whole_row
 from sae_transfer.errors import UserError
 from sae_transfer.sources.hub import one_line
@@ -91,12 +89,7 @@ def records(path: Path | HubData, cut: pickles.Cut = pickles.cut) -> Generator[d
         yield from pickles.published(path, cut)
         return
     if path.suffix.lower() == ".parquet":
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches():
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise UserError("E-DATA", f"{path} is no Parquet file ({str(error).splitlines()[0]})", "save it again") from None
+        yield from parquet.records(path)
         return
     with path.open(encoding="utf-8-sig") as file:
         for number, line in _lines(file, path):

@@ -13,11 +13,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from sae_transfer.errors import UserError
 from sae_transfer.models.families import family
 from sae_transfer.models.split import SplitModel
+from sae_transfer.sources import gguf
+from sae_transfer.sources.local import tensor_shapes
 from sae_transfer.sources.resolve import ResolvedModel
 from sae_transfer.specs import QUANTISED
 
@@ -55,7 +57,8 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
         if dtype in QUANTISED:
             what = f"--dtype {dtype}: model {name} can't be quantised on this machine ({_first_line(error)})"
             raise UserError("E-OPTION", what, "give bfloat16") from None
-        raise UserError("E-MODEL", f"model {name} can't be loaded ({_first_line(error)})", "check its folder") from None
+        why = _misshapen(model.base.path) if "mismatched" in str(error) else None
+        raise UserError("E-MODEL", f"model {name} can't be loaded ({why or _first_line(error)})", "check its folder") from None
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])])
         raise UserError("E-MODEL", f"model {name} lacks or has misshapen weights: {', '.join(wrong[:3])}", "save it whole")
@@ -74,9 +77,11 @@ def load(model: ResolvedModel, dtype: str, device: str, boundaries: set[int]) ->
 
 
 def tokenizer(model: ResolvedModel) -> PreTrainedTokenizerFast | None:
-    """The model's tokenizer, or None where its folder has none. Raises UserError E-TOKENIZER where it is a slow one."""
+    """The model's tokenizer, or None where its folder or file has none. Raises UserError E-TOKENIZER where it is a slow one."""
     path = model.base.path
     if path.is_dir() and not any((path / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    if path.is_file() and "tokenizer.ggml.model" not in gguf.header(path).values:
         return None
     try:
         found = AutoTokenizer.from_pretrained(**_from(path), trust_remote_code=False)
@@ -86,6 +91,24 @@ def tokenizer(model: ResolvedModel) -> PreTrainedTokenizerFast | None:
         raise UserError("E-TOKENIZER", f"tokenizer of {path} gives no offsets", "save it as a fast tokenizer")
     found.model_max_length = math.inf
     return found
+
+
+def _misshapen(path: Path) -> str:
+    """The first weight whose shape is not what the config makes it: transformers only says that there is one."""
+    said = "a weight has another shape than its config says"
+    if path.is_file():
+        return said
+    try:
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    except LOAD_ERRORS:
+        return said
+    meant = {name: tuple(weight.shape) for name, weight in built.state_dict().items()}
+    for file in sorted(path.glob("*.safetensors")):
+        for name, shape in tensor_shapes(file, "E-MODEL").items():
+            if meant.get(name, shape) != shape:
+                return f"{name} has shape {shape}, its config says {meant[name]}"
+    return said
 
 
 def _check_whole(split: SplitModel, unused: set[str]) -> None:

@@ -65,6 +65,8 @@ class DataTokens(_Part):
     """Tokens of a packed row, or of the longest chat that is kept."""
     bos: int | None = None
     """Id at the start of packed rows and between documents; None where there is none."""
+    sha256: str | None = None
+    """Hash of the token rows; None in a run that was begun before it was kept."""
 
 
 class Skipped(_Part):
@@ -122,6 +124,13 @@ def parse(text: str, where: str) -> Manifest:
         )
     if set(manifest.data) != {data.name for data in manifest.spec.data}:
         raise UserError("E-RUN", f"{where} is damaged at data: not those of its spec", "start a new run")
+    skipped = {(entry.model, entry.data) for entry in manifest.skipped}
+    reading = [m.name for m in manifest.spec.models if any((m.name, data) not in skipped for data in manifest.data)]
+    scaled = {(scale.model, scale.sae) for scale in manifest.calibration.scales}
+    if not scaled >= {(model, sae.name) for model in reading for sae in manifest.spec.saes}:
+        raise UserError("E-RUN", f"{where} is damaged at calibration: not that of its models and SAEs", "start a new run")
+    if not manifest.sessions:
+        raise UserError("E-RUN", f"{where} is damaged at sessions: there is none", "start a new run")
     if manifest.calibration.hash != manifest.calibration_hash:
         raise UserError("E-RUN", f"{where}: the calibration is not the one that was written", "start a new run")
     return manifest

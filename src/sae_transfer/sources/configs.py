@@ -1,10 +1,10 @@
 """config.json, cfg.json, a GGUF header -> the few facts that can stop a run before any weight is read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import gguf
@@ -12,15 +12,20 @@ from sae_transfer.sources.local import read_json, tensor_shapes
 from sae_transfer.specs import HookPoint
 
 D_MODEL = ("hidden_size", "n_embd", "d_model")
-N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
 """SAELens's training checkpoints that are no SAEs yet: `save_inference_model` turns their threshold into JumpReLU's."""
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+FLAGS = ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
+"""What SAELens believes of a config as it stands: "false" is true."""
 LARGEST = 2**31
 """Above any size that a config can mean."""
-PROMPT_LEARNING = re.compile(r"PROMPT|PREFIX|P_TUNING|CPT|CARTRIDGE", re.IGNORECASE)
+DEPTH = re.compile(r"(?!max_|feature_)(.*_)?(layers?|blocks|depth|stages)")
+"""Keys by which one architecture or another says how many layers to build: any of them may be the one that is read."""
+LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
+"""The number of a layer in the name of a tensor: the first that stands in it."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,37 @@ def gguf_facts(path: Path) -> ModelFacts:
 def check_depth(facts: ModelFacts, n_tensors: int, where: str) -> None:
     """A layer has a tensor at least; a config that claims more would have them all built before one is missed."""
     if facts.n_layers is not None and facts.n_layers > n_tensors:
-        what = f"{where} says {facts.n_layers} layers, the weights have {n_tensors} tensors"
-        raise UserError("E-MODEL", what, "mend the config, or save the model whole")
+        _refuse_depth(where, f"{facts.n_layers} layers", f"{n_tensors} tensors")
+
+
+def check_layers(config: Mapping[str, Any], facts: ModelFacts, tensors: Collection[str], where: str) -> None:
+    """The depth that a config claims, under any key at any level, against its weights. Raises UserError E-MODEL."""
+    if facts.n_layers is None:
+        raise UserError("E-MODEL", f"{where} does not say how many layers the model has", f"give it {N_LAYERS[0]}")
+    check_depth(facts, len(tensors), where)
+    named = 1 + max((int(match[1]) for name in tensors if (match := LAYER.search(name))), default=facts.n_layers)
+    if facts.n_layers > named:
+        _refuse_depth(where, f"{facts.n_layers} layers", f"{named}")
+    for value in _objects(config):
+        for key, number in value.items():
+            if DEPTH.fullmatch(str(key)) and isinstance(number, int | float) and not number <= len(tensors):
+                _refuse_depth(where, f"{key} {number!r:.50}", f"{len(tensors)} tensors")
+
+
+def _refuse_depth(where: str, said: str, there: str) -> NoReturn:
+    raise UserError("E-MODEL", f"{where} says {said}, the weights have {there}", "mend the config, or save the model whole")
+
+
+def _objects(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in a config, at any depth."""
+    left: list[Any] = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, Mapping):
+            left += value.values()
+            yield value
 
 
 def refuse_code(config: Mapping[str, Any], where: str, code: str) -> None:
@@ -111,14 +145,7 @@ def refuse_code(config: Mapping[str, Any], where: str, code: str) -> None:
     Many such configs are of architectures that transformers has too. They are refused all the same, and told what to do.
     Raises: UserError with `code`.
     """
-    left: list[Any] = [config]
-    while left:
-        value = left.pop()
-        if isinstance(value, list):
-            left += value
-        if not isinstance(value, dict):
-            continue
-        left += value.values()
+    for value in _objects(config):
         if value.get("auto_map"):
             what = f"{where} asks for code of its own (auto_map {value['auto_map']!r:.150}), and none is ever run"
             raise UserError(code, what, "where the library itself has this architecture, remove auto_map")
@@ -128,47 +155,12 @@ def refuse_code(config: Mapping[str, Any], where: str, code: str) -> None:
                 raise UserError(code, what, f"remove {key}")
 
 
-def check_tokenizer(path: Path) -> None:
-    """Refuse a tokenizer_config.json that names code, or a file elsewhere. Raises UserError E-TOKENIZER."""
-    if not path.exists():
-        return
-    config = read_json(path, "E-TOKENIZER")
-    refuse_code(config, str(path), "E-TOKENIZER")
-    files = config.get("fast_tokenizer_files") or []
-    for name in files if isinstance(files, list) else [files]:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError("E-TOKENIZER", f"{path} names {name!r:.200}, no file beside it", "remove fast_tokenizer_files")
-
-
-def check_adapter(folder: Path) -> None:
-    """Refuse adapters that change the input, not the weights: their positions are not the tokens' positions.
-
-    And those that are more than weights: XLORA names other adapters to load, POLY and activated LoRA (aLoRA) choose by what
-    peft reads off the whole input, and would do nothing in a model that is cut.
-    """
-    config = read_json(folder / "adapter_config.json", "E-MODEL")
-    refuse_code(config, str(folder / "adapter_config.json"), "E-MODEL")
-    kind = str(config.get("peft_type", ""))
-    if kind in ("XLORA", "POLY", "SHADOW") or config.get("alora_invocation_tokens") is not None:
-        what = "an activated LoRA" if kind == "LORA" else kind
-        raise UserError("E-MODEL", f"adapter {folder} is {what}, which is more than weights", "use a LoRA-like adapter")
-    if PROMPT_LEARNING.search(kind):
-        raise UserError("E-MODEL", f"adapter {folder} is {kind:.100}, which adds virtual tokens", "use a LoRA-like adapter")
-    for key, why in (("megatron_config", "names a module to import"), ("layer_replication", "changes the model's layers")):
-        if config.get(key):
-            raise UserError("E-MODEL", f"adapter {folder} has {key}, which {why}", "use a LoRA-like adapter")
-
-
-def check_rank(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A LoRA's rank is a dimension of its weights; a larger one would be allocated before it is missed."""
-    config = read_json(folder / "adapter_config.json", "E-MODEL")
-    pattern = config.get("rank_pattern")
-    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-    most = max((size for shape in shapes.values() for size in shape), default=0)
-    for rank in ranks if config.get("peft_type") == "LORA" else ():
-        if isinstance(rank, int | float) and not rank <= most:
-            what = f"adapter {folder} says rank {rank!r:.50}, its weights have no dimension above {most}"
-            raise UserError("E-MODEL", what, "mend adapter_config.json")
+def check_ends(config: Mapping[str, Any], where: str) -> None:
+    """The end tokens of a config.json or generation_config.json: an id, several or none. Raises UserError E-MODEL."""
+    for part in (config, config.get("text_config")):
+        named = part.get("eos_token_id") if isinstance(part, Mapping) else None
+        if not all(type(token) is int for token in (named if isinstance(named, list) else [] if named is None else [named])):
+            raise UserError("E-MODEL", f"{where}: eos_token_id is {named!r:.100}, no token ids", "mend it")
 
 
 def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
@@ -193,9 +185,21 @@ def saelens_facts(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
         trained_on=None if cfg.get("model_name") is None else str(cfg["model_name"]),
         dataset=recorded(cfg.get("dataset_path")),
     )
+    for part in (config, cfg):  # SAELens itself reads the first
+        for key in FLAGS:
+            _flag(part, key, False, where)
+        kwargs = part.get("activation_fn_kwargs")
+        for k in (part.get("k"), kwargs.get("k") if isinstance(kwargs, dict) else None):
+            check_k(k, facts.d_sae, where)
     wanted = {"W_enc": (facts.d_in, facts.d_sae), "W_dec": (facts.d_sae, facts.d_in)}
     check_shapes(wanted, tensor_shapes(folder / "sae_weights.safetensors", "E-SAE"), where)
     return facts
+
+
+def check_k(k: Any, d_sae: int, where: str) -> None:
+    """A TopK SAE's k is a number of its features. Raises UserError E-SAE."""
+    if k is not None and (type(k) is not int or not 1 <= k <= d_sae):
+        raise UserError("E-SAE", f"{where}: k is {k!r:.100}, of {d_sae} features", "mend the config")
 
 
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sae_transfer.errors import UserError
-from sae_transfer.sources.configs import SaeFacts, check_shapes, first_int, recorded, required_int, saelens_facts
+from sae_transfer.sources.configs import SaeFacts, check_k, check_shapes, first_int, recorded, required_int, saelens_facts
 from sae_transfer.sources.local import array_shapes, read_json, tensor_shapes
 from sae_transfer.specs import HookPoint
 
@@ -118,8 +118,9 @@ def _dictionary_learning(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts
     kind = str(trainer.get("dict_class"))
     if kind not in LEARNT:
         raise UserError("E-SAE", f"{where}: dict_class {kind!r} is not supported", f"use {', '.join(LEARNT)}")
+    d_sae = required_int(trainer, "dict_size", where)
     if LEARNT[kind] == "topk":
-        required_int(trainer, "k", where)
+        check_k(required_int(trainer, "k", where), d_sae, where)
     place, layer = trainer.get("submodule_name"), trainer.get("layer")
     if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
         raise UserError("E-HOOK", f"{where}: layer is {layer!r}", "mend the config")
@@ -129,7 +130,7 @@ def _dictionary_learning(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts
         "dictionary_learning",
         LEARNT[kind],
         required_int(trainer, "activation_dim", where),
-        required_int(trainer, "dict_size", where),
+        d_sae,
         HookPoint(layer, "resid_post"),
         overrides,
         trained_on=str(trainer["lm_name"]) if "lm_name" in trainer else None,
@@ -150,7 +151,7 @@ def _sparsify(folder: Path, overrides: Mapping[str, Any]) -> SaeFacts:
         raise UserError("E-HOOK", what, "keep that name: layers.N, the output of layer N")
     d_in = required_int(cfg, "d_in", where)
     d_sae = first_int(cfg, ("num_latents",), where, "E-SAE") or d_in * required_int(cfg, "expansion_factor", where)
-    required_int(cfg, "k", where)
+    check_k(required_int(cfg, "k", where), d_sae, where)
     shapes = tensor_shapes(folder / "sae.safetensors", "E-SAE")
     check_shapes({"encoder.weight": (d_sae, d_in), "W_dec": (d_sae, d_in)}, shapes, where)
     beside = folder.parent / "config.json"

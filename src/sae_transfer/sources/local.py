@@ -2,15 +2,26 @@
 
 import hashlib
 import json
+import re
 import zipfile
 import zlib
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from sae_transfer.errors import UserError
+
+MOST_ARRAYS = 64
+MOST_HEADER = 2**12
+"""Of a .npy: a shape of two numbers has a fortieth of it."""
+ARRAY = re.compile(
+    rb"\{'descr': *'[<|=]([fiub][1248])', *'fortran_order': *(?:True|False), *"
+    rb"'shape': *\(((?:\d{1,15}, *)*(?:\d{1,15})?)\),? *\} *\n?"
+)
+SPARSEST = 64
+"""Times that deflated weights may be as long as what holds them; real ones are hardly longer. Small arrays may be all zeros."""
 
 
 def existing(source: str, what: str) -> Path:
@@ -70,23 +81,52 @@ def tensor_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
 def array_shapes(path: Path, code: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array in a .npz file, from their headers: no array is read, and no pickle is opened.
 
-    Raises: UserError with `code` where the file is missing, truncated, no .npz, or holds Python objects.
+    Raises: UserError with `code` where the file is missing, truncated, no .npz, holds anything but numbers, or claims more
+    than it holds.
     """
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    first = npy.read_magic(file) == (1, 0)
-                    shape, _, dtype = npy.read_array_header_1_0(file) if first else npy.read_array_header_2_0(file)
-                if dtype.hasobject:
-                    raise UserError(code, f"{path}: {name} holds Python objects, which are a pickle", "get it as plain arrays")
-                found[name.removesuffix(".npy")] = tuple(shape)
+            members = archive.infolist()
+            if len(members) > MOST_ARRAYS or sum(member.compress_size for member in members) > path.stat().st_size:
+                raise ValueError(f"it has more than {MOST_ARRAYS} arrays, or one within another")
+            for member in members:
+                with archive.open(member) as file:
+                    shape, kind, start = _array_header(file)
+                if kind == "O":
+                    what = f"{path}: {member.filename} holds Python objects, which are a pickle"
+                    raise UserError(code, what, "get it as plain arrays")
+                size = prod(shape) * int(kind[1:])
+                if start + size != member.file_size or size > SPARSEST * max(member.compress_size, 2**16):
+                    raise ValueError(f"{member.filename} claims {size} bytes, {member.compress_size} hold it")
+                found[member.filename.removesuffix(".npy")] = shape
     except FileNotFoundError:
         raise UserError(code, f"{path} does not exist", "give a folder that holds it") from None
     except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(code, f"{path} is truncated or no .npz file ({error})", "copy it again") from None
+        raise UserError(code, f"{path} is truncated or no .npz file ({error!s:.300})", "copy it again") from None
     return found
+
+
+def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, int]:
+    """Shape, kind of number and length of a .npy header; kind "O" for Python objects. Raises ValueError for any other.
+
+    numpy reads the header as Python, which a few brackets can bring to its knees.
+    """
+    magic = file.read(8)
+    if magic[:6] != b"\x93NUMPY" or magic[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise ValueError("no .npy header")
+    width = 2 if magic[6] == 1 else 4
+    length = int.from_bytes(file.read(width), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"a .npy header of {length} bytes")
+    raw = file.read(length)
+    if re.search(rb"'descr': *'\|O\d*'", raw):
+        return (), "O", 0
+    match = ARRAY.fullmatch(raw)
+    if match is None:
+        raise ValueError(f"a .npy header that is no array of numbers: {raw[:100]!r}")
+    shape = tuple(int(size) for size in match[2].replace(b" ", b"").split(b",") if size)
+    return shape, match[1].decode(), 8 + width + length
 
 
 def sha256(path: Path) -> str:

@@ -8,17 +8,17 @@ from typing import Any
 
 from sae_transfer.errors import UserError
 from sae_transfer.sources import hub, local, saelens, wandb
+from sae_transfer.sources.adapters import check_adapter, check_rank
 from sae_transfer.sources.configs import (
     ModelFacts,
     SaeFacts,
-    check_adapter,
-    check_depth,
-    check_rank,
-    check_tokenizer,
+    check_ends,
+    check_layers,
     gguf_facts,
     model_facts,
 )
 from sae_transfer.sources.formats import FORMATS, files, recognised, refuse_pickle, sae_facts
+from sae_transfer.sources.tokenizer import check_tokenizer
 from sae_transfer.specs import TEMPLATES, DataRef, HubData, ModelRef, SaeRef
 
 HUB_ID = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
@@ -82,9 +82,14 @@ def model(ref: ModelRef) -> ResolvedModel:
         facts = gguf_facts(base.path)
     else:
         config = base.path / "config.json"
-        facts = model_facts(local.read_json(config, "E-MODEL"), str(config))
-        check_depth(facts, len(_checked_weights(base.path, "*.safetensors")), str(config))
-        check_tokenizer(base.path / "tokenizer_config.json")
+        said = local.read_json(config, "E-MODEL")
+        facts = model_facts(said, str(config))
+        check_layers(said, facts, _checked_weights(base.path, "*.safetensors"), str(config))
+        check_ends(said, str(config))
+        generation = base.path / "generation_config.json"
+        if generation.exists():
+            check_ends(local.read_json(generation, "E-MODEL"), str(generation))
+        check_tokenizer(base.path)
         _check_index(base.path / "model.safetensors.index.json")
         if (base.path / "adapter_config.json").exists():  # transformers would put it on top of the weights
             raise UserError("E-MODEL", f"{base.path} holds an adapter beside a model", "part them, then give MODEL+ADAPTER")

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from sae_transfer.errors import ELSEWHERE, UserError
 from sae_transfer.report.run import Run
 from sae_transfer.runs import directory
-from sae_transfer.runs.manifest import Manifest, Session, Source, now
+from sae_transfer.runs.manifest import DataTokens, Manifest, Session, Source, now
 from sae_transfer.runs.provenance import hardware, versions
 from sae_transfer.specs import (
     TOKEN_KINDS,
@@ -120,7 +120,9 @@ def run(spec: EvaluateSpec, out: Path | None, progress: Progress, else_text: str
 
         session = session.model_copy(update={"hardware": hardware(device(spec))})
         progress.stage("reading data", 0)
-        prepared = tokenised(spec, found)
+        prepared = tokenised(spec, found, before.sessions[0].started if before else session.started)
+        if before is not None:
+            _refuse_other_tokens(before, prepared.about, folder)
         loaded = [saes.load(sae, device(spec)) for sae in found.saes]
         models = Shelf(found, spec, sorted({sae.facts.hook_point.boundary for sae in loaded}), progress)
         laps.end("prepare")
@@ -189,6 +191,14 @@ def _refuse_other_run(before: Manifest, spec: EvaluateSpec, sources: Mapping[str
         then = before.sources.get(name)
         if then is None or (source.files, source.revision) != (then.files, then.revision):
             raise UserError("E-RUN", f"{name} has changed since the run in {folder} began", ELSEWHERE)
+
+
+def _refuse_other_tokens(before: Manifest, about: Mapping[str, DataTokens], folder: Path) -> None:
+    """Refuse to add to rows of other tokens: the files are those of the run's beginning, what reads them may not be."""
+    for name, data in about.items():
+        if before.data[name].sha256 not in (None, data.sha256):
+            what = f"{name} gives other tokens than when the run in {folder} began, by other versions of the libraries"
+            raise UserError("E-RUN", what, f"go on with those that run.json names, or {ELSEWHERE}")
 
 
 def _default_folder(spec: EvaluateSpec, sources: Mapping[str, Source]) -> Path:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,11 @@ def run(spec: RolloutsSpec, progress: Progress) -> Rollouts:
     identity = _identity(spec, found)
     with data.claimed(spec.out):
         noted = data.begun(spec.out, identity)
+        if noted is not None and (there := _all_there(spec, found, noted)):
+            return there
         progress.stage("reading data", 0)
-        prompts = _prompts(spec, found)
+        began = now() if noted is None else _began(noted, spec.out)
+        prompts = _prompts(spec, found, began)
         asked = prompts.asked
         ends = [] if noted is None else data.finished(spec.out, asked)
         if len(ends) == len(asked):
@@ -104,7 +108,7 @@ def run(spec: RolloutsSpec, progress: Progress) -> Rollouts:
         model, sae = _loaded(spec, found, progress)
         if noted is None:
             scale = None if sae is None else _scale(spec, model, sae, prompts.ids, progress)
-            data.begin(spec.out, identity, _noted(spec, scale))
+            data.begin(spec.out, identity, _noted(spec, scale, began, _asked(spec, found), prompts))
         else:
             scale = None if sae is None else _noted_scale(noted, spec.out)
         generate = _generate(spec, model, sae, scale, prompts)
@@ -152,15 +156,47 @@ def _identity(spec: RolloutsSpec, found: _Found) -> dict[str, Any]:
     }
 
 
-def _noted(spec: RolloutsSpec, scale: Scale | None) -> dict[str, Any]:
-    """How the rollouts came about; the scale is read back when they go on."""
+def _asked(spec: RolloutsSpec, found: _Found) -> dict[str, Any]:
+    """What decides which instructions are asked, beside the identity."""
+    return {"files": found.data.at.files, "revision": found.data.at.revision, "max_documents": spec.max_documents}
+
+
+def _noted(
+    spec: RolloutsSpec, scale: Scale | None, began: datetime, asked: dict[str, Any], prompts: "_Prompts"
+) -> dict[str, Any]:
+    """How the rollouts came about; time and scale are read back when they go on, `asked` when they are asked for again."""
+    from sae_transfer.data.rollouts import fingerprint
+
+    left = {"sha256": fingerprint(prompts.asked), "left_out": prompts.left_out, "with_input": prompts.with_input}
     return {
         "command": [word.encode(errors="backslashreplace").decode() for word in sys.argv],
-        "started": now().isoformat(),
+        "started": began.isoformat(),
         "versions": versions(),
         "hardware": hardware(device_of(spec)),
         "scale": None if scale is None else asdict(scale),
+        "asked": asked | left,
     }
+
+
+def _all_there(spec: RolloutsSpec, found: _Found, noted: dict[str, Any]) -> Rollouts | None:
+    """The rollouts that were asked for when their file was begun, if all are in it: no tensor library is needed to tell."""
+    from sae_transfer.data.rollouts import answered, fingerprint
+
+    then = noted.get("asked")
+    if not isinstance(then, dict) or any(then.get(key) != value for key, value in _asked(spec, found).items()):
+        return None
+    there = answered(spec.out)
+    counts = [then.get("left_out"), then.get("with_input")]
+    if fingerprint(there) != then.get("sha256") or not all(isinstance(count, int) for count in counts):
+        return None
+    return Rollouts(spec.out, len(there), 0, int(then["left_out"]), int(then["with_input"]))
+
+
+def _began(noted: dict[str, Any], out: Path) -> datetime:
+    try:
+        return datetime.fromisoformat(noted["started"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError("E-RUN", f"the origin of {out} is damaged at started", ELSEWHERE) from None
 
 
 def _noted_scale(noted: dict[str, Any], out: Path) -> Scale:
@@ -182,16 +218,16 @@ class _Prompts:
     with_input: int
 
 
-def _prompts(spec: RolloutsSpec, found: _Found) -> _Prompts:
+def _prompts(spec: RolloutsSpec, found: _Found, began: datetime) -> _Prompts:
     """Read, render and tokenise; what has no room for `max_tokens` more is left out. Raises UserError."""
-    from sae_transfer.data import rollouts as data
+    from sae_transfer.data import prompts as data
     from sae_transfer.data import templates
     from sae_transfer.models import loading
 
     tokenizer = loading.tokenizer(found.model)
     if tokenizer is None:
         raise UserError("E-TOKENIZER", f"model {found.model.ref.name} has no tokenizer", "save one into its folder")
-    render = templates.renderer(spec.chat_template, tokenizer)
+    render = templates.renderer(spec.chat_template, tokenizer, began)
     read, with_input = data.instructions(found.data.source, spec.max_documents)
     every = [(text, data.prompt(text, render, tokenizer)) for text in read]
     limit = found.model.facts.max_positions
@@ -248,7 +284,7 @@ def _generate(
 ) -> Callable[[Sequence[int]], list[str]]:
     """Completions of some prompts, by their indices."""
     from sae_transfer.data import published
-    from sae_transfer.data.rollouts import completion
+    from sae_transfer.data.prompts import completion
     from sae_transfer.engine.splice import reconstructed
     from sae_transfer.models.generate import end_tokens, greedy
 

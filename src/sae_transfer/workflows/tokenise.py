@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,15 @@ class _Read:
     bos: int | None = None
 
 
-def tokenised(spec: ReadingSpec, found: Resolved) -> Prepared:
-    """Read and tokenise every data set; compare its tokens with every model's vocabulary. Raises UserError."""
+def tokenised(spec: ReadingSpec, found: Resolved, began: datetime | None = None) -> Prepared:
+    """Read and tokenise every data set; compare its tokens with every model's vocabulary.
+
+    `began`: when the run began, by default now: what a chat template that prints the date is told. Raises: UserError.
+    """
     needed = any(data.ref.kind != "rows" for data in found.data)
     tokenizers = _tokenizers(found) if needed else _at_hand(found)
-    read = {
-        data.ref.name: _first_rows(spec, data, READERS[data.ref.kind](spec, found, tokenizers, data)) for data in found.data
-    }
+    every = {data.ref.name: READERS[data.ref.kind](spec, found, tokenizers, data, began) for data in found.data}
+    read = {data.ref.name: _first_rows(spec, data, every[data.ref.name]) for data in found.data}
     about = {data.ref.name: _about(spec, data, read[data.ref.name]) for data in found.data}
     skipped = [entry for data in found.data for entry in _skipped(found, tokenizers, data, read[data.ref.name])]
     texts = _texts(tokenizers, {name: result.tokenizer for name, result in read.items()})
@@ -119,14 +122,14 @@ def _at_hand(found: Resolved) -> Tokenizers:
     return {}
 
 
-def _rows(spec: ReadingSpec, _: Resolved, __: Tokenizers, data: ResolvedData) -> _Read:
+def _rows(spec: ReadingSpec, _: Resolved, __: Tokenizers, data: ResolvedData, ___: datetime | None) -> _Read:
     from sae_transfer.data import text
 
     tokens = text.token_rows(data.at.path, data.ref.name, spec.max_documents)
     return _Read(tokens, len(tokens.rows))
 
 
-def _text(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
+def _text(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData, _: datetime | None) -> _Read:
     """Packed by the first model's tokenizer."""
     from sae_transfer.data import packing, text
 
@@ -148,13 +151,13 @@ def _text(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: Reso
     return _Read(packing.TokenData(data.ref.name, rows), read, owner, size, bos)
 
 
-def _chats(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData) -> _Read:
+def _chats(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: ResolvedData, began: datetime | None) -> _Read:
     """Rendered and tokenised by the first model whose tokenizer can."""
     from sae_transfer.data import chat, pickles, published
 
     cut = published.cut_of(spec.chat_template) if spec.published else pickles.cut
     chats = chat.read(data.source, spec.max_documents, cut)
-    owner, render = _renderer(spec.chat_template, tokenizers)
+    owner, render = _renderer(spec.chat_template, tokenizers, began)
     limit = spec.context_size or longest(found.models)
     tokens = chat.tokenise(chats, render, tokenizers[owner], data.ref.name, limit)
     if spec.published:
@@ -162,7 +165,7 @@ def _chats(spec: ReadingSpec, found: Resolved, tokenizers: Tokenizers, data: Res
     return _Read(tokens, len(chats), owner, limit)
 
 
-READERS: dict[str, Callable[[ReadingSpec, Resolved, Tokenizers, ResolvedData], _Read]] = {
+READERS: dict[str, Callable[[ReadingSpec, Resolved, Tokenizers, ResolvedData, datetime | None], _Read]] = {
     "text": _text,
     "chats": _chats,
     "rows": _rows,
@@ -188,14 +191,14 @@ def _bos(tokenizer: Any, owner: str) -> int:
     return int(token)
 
 
-def _renderer(template: str, tokenizers: Tokenizers) -> tuple[str, Any]:
+def _renderer(template: str, tokenizers: Tokenizers, began: datetime | None) -> tuple[str, Any]:
     """The first model whose tokenizer can render the template, and its rendering; else the first one's refusal."""
     from sae_transfer.data import templates
 
     refusals = []
     for owner, tokenizer in tokenizers.items():
         try:
-            return owner, templates.renderer(template, tokenizer)
+            return owner, templates.renderer(template, tokenizer, began)
         except UserError as error:
             refusals.append(error)
     raise refusals[0]
@@ -220,6 +223,7 @@ def _about(spec: ReadingSpec, data: ResolvedData, read: _Read) -> DataTokens:
         tokenizer=read.tokenizer,
         context_size=read.context_size,
         bos=read.bos,
+        sha256=read.tokens.sha256,
     )
 
 
