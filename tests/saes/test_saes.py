@@ -42,7 +42,7 @@ def flat(folder: Path, **changes: Any) -> Path:
         "finetuning_scaling_factor": False,
         "sae_lens_training_version": "3.13.0",
         "prepend_bos": True,
-        "dataset_path": "none",
+        "dataset_path": "",
         "context_size": 16,
         "normalize_activations": new["normalize_activations"],
     }
