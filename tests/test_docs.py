@@ -65,11 +65,14 @@ def test_python_blocks_run(here: Path, page: str) -> None:
 
 def test_the_readme_shows_what_the_demo_prints(demo_run: Run) -> None:
     """Each line of the table and each finding: the same words, and numbers that differ by the rounding of machines."""
-    printed = dict(words_and_numbers(line) for line in run("demo", "-o", str(demo_run.path))[1].splitlines())
+    printed: dict[str, list[list[float]]] = {}
+    for line in run("demo", "-o", str(demo_run.path))[1].splitlines():
+        words, numbers = words_and_numbers(line)
+        printed.setdefault(words, []).append(numbers)
     shown = [words_and_numbers(line) for line in blocks("README.md", "text")[0].splitlines() if line]
     assert len(shown) > 25
     for words, numbers in shown:
-        assert numbers == pytest.approx(printed[words], rel=0.02, abs=0.003), words
+        assert any(numbers == pytest.approx(there, rel=0.02, abs=0.003) for there in printed[words]), words
 
 
 def test_the_readme_shows_where_the_demo_breaks(demo_run: Run) -> None:

@@ -87,7 +87,7 @@ def test_the_program_says_what_was_found(demo_run: Run) -> None:
     assert code == 0, err
     for sentence in found(demo_run):
         assert f"- {sentence}\n" in out
-    assert out.rstrip().splitlines()[-1].endswith(": use it")
+    assert out.rstrip().splitlines()[-2].endswith(": use it")
     assert re.search(r"^does not transfer +SAE base on drifted, text; chats", out, re.MULTILINE)
     assert str(demo_run.path) in err
     assert "nothing was run" in err

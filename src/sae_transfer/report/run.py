@@ -210,13 +210,16 @@ class Run:
 
 
 def _columns(table: pa.Table) -> Columns:
-    return {name: _numpy(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)}
+    return {name: _numpy(column) for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
-def _numpy(column: pa.Array) -> NDArray[Any]:
+def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     """A column as numpy, without pyarrow's own conversion: that loads pandas, a third of a second for `show`."""
+    if not len(column):
+        return np.empty(0, dtype={pa.int64(): np.int64, pa.float64(): np.float64}.get(column.type, object))
+    array = column.combine_chunks()
     if pa.types.is_string(column.type) or pa.types.is_list(column.type):
-        values = np.empty(len(column), dtype=object)
-        values[:] = column.to_pylist()
+        values = np.empty(len(array), dtype=object)
+        values[:] = array.to_pylist()
         return values
-    return np.from_dlpack(column)
+    return np.from_dlpack(array)
