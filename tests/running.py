@@ -12,6 +12,17 @@ from typing import Any
 
 from sae_transfer.cli.app import main
 
+LOCKSTEP = """
+import sys, sae_transfer
+class Lockstep:
+    def stage(self, name, tokens):
+        def advance(done):
+            print(name, flush=True)
+            sys.stdin.readline()
+        return advance
+"""
+"""The head of a program whose every step is told on stdout and waits for a line on stdin, so that it can be killed anywhere."""
+
 
 def run(*args: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `sae-transfer ARGS`, in this process."""

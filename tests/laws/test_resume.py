@@ -14,19 +14,15 @@ from sae_transfer import Run, UserError, evaluate
 from sae_transfer.metrics.breakdown import BY
 from sae_transfer.runs.directory import claimed
 from tests.conftest import TEMPLATE, VOCAB, Pair, write_jsonl
+from tests.running import LOCKSTEP
 
-STEPS = """
-import sys, sae_transfer
-class Lockstep:
-    def stage(self, name, tokens):
-        def advance(done):
-            print(name, flush=True)
-            sys.stdin.readline()
-        return advance
-pair, rows, out = sys.argv[1:]
+STEPS = (
+    LOCKSTEP
+    + """pair, rows, out = sys.argv[1:]
 models, saes = {"base": f"{pair}/base"}, {"base": f"{pair}/sae_base"}
 sae_transfer.evaluate(models, saes, rows=rows, out=out, batch_size=16, progress=Lockstep())
 """
+)
 
 
 @pytest.fixture(scope="module")

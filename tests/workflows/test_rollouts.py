@@ -22,19 +22,14 @@ from sae_transfer.sources import resolve
 from sae_transfer.specs import ModelRef, SaeRef
 from tests.conftest import TEMPLATE, TEXTS, Pair, save_model, save_sae, write_jsonl
 from tests.models.test_split import arriving_from
-from tests.running import fresh, run
+from tests.running import LOCKSTEP, fresh, run
 
-STEPS = """
-import sys, sae_transfer
-class Lockstep:
-    def stage(self, name, tokens):
-        def advance(done):
-            print(name, flush=True)
-            sys.stdin.readline()
-        return advance
-model, asked, out, splice = sys.argv[1:]
+STEPS = (
+    LOCKSTEP
+    + """model, asked, out, splice = sys.argv[1:]
 sae_transfer.rollouts(model, asked, out=out, max_tokens=4, batch_size=32, splice=splice, progress=Lockstep())
 """
+)
 MOST, FACTOR, THRESHOLD = 10, 0.5, 5.0
 
 

@@ -56,7 +56,7 @@ def evaluate(
     activation_cache: Annotated[str, Option(help="Disk for residuals, so that no layer runs twice.")] = "2GB",
     allow_pickle: Annotated[bool, Option("--allow-pickle", help=PICKLE)] = False,
 ) -> None:
-    """Measure every SAE on every model and data set, and print the transfer matrix.
+    """Measure every SAE on every model and data set, and print the verdicts and the transfer matrix.
 
     --model, --sae, --text, --chats, --rows and --dtype may be given several times.
     """
