@@ -112,7 +112,7 @@ def test_without_a_reference_fixed_limits_are_named() -> None:
     """Where no SAE has an own model in the run."""
     found = answers(own={"a": None, "b": None})
     assert {record["reference"] for record in found.values()} == {None}
-    assert all("no reference to compare with: fixed limits" in str(record["why"]) for record in found.values())
+    assert all("no reference to compare with, so against fixed limits" in str(record["why"]) for record in found.values())
 
 
 def test_the_legacy_score_has_the_interval_of_its_batches() -> None:

@@ -22,7 +22,6 @@ from sae_transfer.metrics.verdict import (
     Circumstances,
     Verdict,
     criteria,
-    documents_needed,
     judge,
 )
 from tests.conftest import SHARED
@@ -43,7 +42,8 @@ def verdict(delta_ce: Interval, at: Circumstances = AT, **changes: Interval) -> 
         (0.06, 0.29, WITH_CARE),
         (0.31, 0.5, FAILS),
         (0.02, 0.06, WITH_CARE),
-        (0.27, 0.31, FAILS),
+        (0.27, 0.31, WITH_CARE),
+        (0.29, 0.33, FAILS),
         (0.0, 0.2, NOT_ENOUGH),
         (0.2, 0.4, NOT_ENOUGH),
         (-1.0, 1.0, NOT_ENOUGH),
@@ -95,14 +95,28 @@ def test_few_documents_are_not_judged_whatever_they_show() -> None:
     assert f"5 documents are too few: measure {LEAST_DOCUMENTS - 5} more at least" in found.why
 
 
-def test_so_many_more_documents_would_settle_it() -> None:
-    """Widths shrink with the root of the number: 4 times as many halve it."""
-    assert documents_needed(Interval(0.1, 0.0, 0.2), [0.15], None, 100) == 400
-    assert documents_needed(Interval(0.1, 0.0, 0.2), [0.15], 0.1, 100) == 400
-    assert documents_needed(Interval(0.149, 0.0, 0.3), [0.15], 0.1, 100) == 900
-    found = verdict(Interval(0.1, 0.0, 0.2))
-    assert "measure about 600 more documents" in found.why
-    assert f"between '{TRANSFERS}' and '{WITH_CARE}'" in found.why
+@pytest.mark.parametrize(
+    ("delta_ce", "kl", "said"),
+    [
+        (Interval(0.1, 0.02, 0.18), FINE, "between 'transfers' and 'transfers with care': measure about 319 more documents"),
+        (Interval(0.0, -0.1, 0.1), FINE, "measure about 600 more documents"),
+        (Interval(0.5, 0.25, 0.75), Interval(0.31, 0.25, 0.37), "measure about 137 more documents"),
+        (Interval(0.3, -3.0, 3.0), FINE, "it is too close to a limit for more documents to settle"),
+    ],
+)
+def test_so_many_more_documents_would_settle_it(delta_ce: Interval, kl: Interval, said: str) -> None:
+    """Widths shrink with the root of their number: four times as many halve them. One metric that fails is enough."""
+    assert said in verdict(delta_ce, kl=kl).why
+
+
+def test_a_verdict_names_the_limits_that_are_passed() -> None:
+    """And those that may be: a reader sees what it hangs on."""
+    assert "ΔCE is beyond 0.3" in verdict(Interval(0.4, 0.35, 0.45)).why
+    assert "ΔCE and KL are beyond 0.05" in verdict(Interval(0.1, 0.09, 0.11), kl=Interval(0.1, 0.09, 0.11)).why
+    assert "KL may be beyond 0.05" in verdict(FINE, kl=Interval(0.03, 0.01, 0.051)).why
+    unsure = verdict(FINE, explained_variance=Interval(-0.3, -0.6, -0.09))
+    assert unsure.verdict == TRANSFERS
+    assert "explained variance -0.300 [-0.600, -0.090] may be beyond 0.1" in unsure.why
 
 
 def test_numbers_without_documents_are_not_judged() -> None:
@@ -124,7 +138,7 @@ def test_a_verdict_without_a_reference_says_so() -> None:
     """Then the metric itself is held against fixed limits."""
     found = judge({"delta_ce": Interval(0.02, 0.01, 0.03), "kl": Interval(0.03, 0.02, 0.04)}, None, AT, ALONE)
     assert found.verdict == TRANSFERS
-    assert "no reference to compare with: fixed limits" in found.why
+    assert "no reference to compare with, so against fixed limits, 0.1 and 0.5" in found.why
 
 
 def test_metrics_that_disagree_are_told() -> None:
@@ -158,6 +172,9 @@ def test_users_set_the_limits() -> None:
     assert judge({"delta_ce": FINE, "kl": FINE}, "b", AT, strict).verdict == NOT_ENOUGH
     assert [one.fine for one in strict] == [0.001, 0.05, 0.01, 1.5, 0.05]
     assert criteria([]) == CRITERIA
+    none = criteria(["delta_ce=0", "kl=1e-3:0.4"])
+    assert [(one.fine, one.broken) for one in none[:2]] == [(0.0, 0.3), (0.001, 0.4)]
+    assert judge({"delta_ce": Interval(0.01, -0.01, 0.03)}, "b", AT, none).verdict == NOT_ENOUGH
 
 
 @pytest.mark.parametrize(

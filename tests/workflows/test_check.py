@@ -33,6 +33,7 @@ def test_a_broken_bound_outweighs_one_that_is_not_settled(demo_run: Run) -> None
     ("options", "said"),
     [
         ((), "nothing to check"),
+        (("--max-kl", "nan"), "a bound of nan on kl checks nothing"),
         (("--max-kl", "1", "--model", "none"), "--model 'none' is not in this run: choose from base, chat"),
         (("--max-kl", "1", "--data", "text", "--token-kind", "rollout"), "no cell of this run has all of these names"),
     ],

@@ -99,7 +99,9 @@ def show_run(run: "Run", records: Records, format: str) -> None:
         _write("\n")
         show_matrix(run, records)
     else:
-        _write(tables.FORMATS[format](records, run.footnotes(), TABLE_COLUMNS))
+        bounds = ("_low", "_high", "_change") if format == "markdown" else ()
+        columns = [name for name in TABLE_COLUMNS if not name.endswith(bounds)]
+        _write(tables.FORMATS[format](records, run.footnotes(), columns))
     _say_where(run, format)
 
 

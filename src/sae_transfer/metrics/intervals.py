@@ -3,7 +3,7 @@
 Documents are resampled with replacement, all statistics of one data set and token kind at once: counts of documents times
 sums is one product of matrices. Each resample also gives the statistic's own standard error (linearised), and the quantiles
 of (statistic of the resample - statistic) / that error, times the error of the data, bound the interval (Efron 1979; DiCiccio
-and Efron 1996, section 4). docs/definitions.md says why not percentile or BCa, and how often the intervals hold the truth.
+and Efron 1996, section 4). docs/verdicts.md says why not percentile or BCa, and how often the intervals hold the truth.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,8 @@ from sae_transfer.metrics.definitions import Floats
 LEVEL = 0.95
 RESAMPLES = 2_000
 SEED = 0
+FEWEST_UNITS = 10
+"""With fewer a resample's own error is too often next to nothing, and bounds are absurd."""
 MOST_UNITS = 1_000
 """Beyond so many documents neighbours are added up before they are resampled: the cost stays the same."""
 CHUNK = 500
@@ -77,7 +79,7 @@ def intervals(
     with np.errstate(all="ignore"):  # what is not defined is nan, here and in every resample
         moments = _Moments.of(over, under, statistics)
         value, error = moments.value, moments.error(np.ones((1, units)))[1][0]
-        if units < 2:
+        if units < FEWEST_UNITS:
             return [Interval(float(one), np.nan, np.nan) for one in value]
         pivots = []
         for drawn in counts(units, resamples, seed):

@@ -1,8 +1,8 @@
 """Changes with intervals + criteria -> one of four verdicts, and a sentence of why and what to do next. Pure.
 
 A verdict is on what splicing the SAE costs more here than with its reference: an SAE made for this model, else the same SAE on
-its own model. An interval that is on both sides of a limit settles nothing, so noise alone never moves a verdict from one side
-to the other: it says that there is not enough data, and how much more would do. docs/definitions.md gives the rule.
+its own model. A wide interval on both sides of a limit settles nothing, so noise alone never turns "transfers" into "does not
+transfer": it says that there is not enough data, and how much more would do. docs/verdicts.md gives the rule.
 """
 
 import math
@@ -22,7 +22,7 @@ VERDICTS = (TRANSFERS, WITH_CARE, FAILS, NOT_ENOUGH)
 """From the best to the worst; the last is none of the three."""
 
 LEAST_DOCUMENTS = 20
-"""With fewer, intervals hold the truth in less than 90% of cases where documents vary much (docs/definitions.md)."""
+"""With fewer, intervals hold the truth in less than 90% of cases where documents vary much (docs/verdicts.md)."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,32 @@ def criteria(changes: Iterable[str]) -> tuple[Criterion, ...]:
     """CRITERIA with other limits: `METRIC=FINE[:BROKEN]`. Raises UserError E-OPTION."""
     made = {criterion.metric: criterion for criterion in CRITERIA}
     for text in changes:
-        match = re.fullmatch(r"(\w+)=(\d*\.?\d+)(?::(\d*\.?\d+))?", text)
+        match = re.fullmatch(r"(\w+)=([^:]+)(?::(.+))?", text)
         if match is None or match[1] not in made:
             known = ", ".join(made)
-            raise UserError("E-OPTION", f"--criterion {text!r} is none", f"give METRIC=FINE[:BROKEN], METRIC of {known}")
-        old, fine = made[match[1]], float(match[2])
-        broken = old.broken if match[3] is None else float(match[3])
-        if (match[3] and not old.broken) or (broken is not None and broken < fine) or (old.worse == "ratio" and fine < 1):
-            what = f"--criterion {text!r} makes no sense"
-            next_step = "give BROKEN for delta_ce and kl alone, no less than FINE, and for l0 a FINE of at least 1"
-            raise UserError("E-OPTION", what, next_step)
+            raise UserError("E-OPTION", f"--criterion {text!r} is not known", f"give METRIC=FINE[:BROKEN], METRIC of {known}")
+        old, fine = made[match[1]], _limit(text, match[2])
+        broken = old.broken if match[3] is None else _limit(text, match[3])
+        if match[3] and old.broken is None:
+            raise UserError("E-OPTION", f"--criterion {text!r} has a BROKEN", "give it for delta_ce and kl alone")
+        if broken is not None and broken < fine:
+            raise UserError(
+                "E-OPTION", f"--criterion {text!r}: BROKEN, {broken}, is below FINE", f"give {match[1]}={fine}:BROKEN"
+            )
+        if old.worse == "ratio" and fine < 1:
+            raise UserError("E-OPTION", f"--criterion {text!r} is below 1", "give a ratio of at least 1")
         made[old.metric] = replace(old, fine=fine, broken=broken)
     return tuple(made.values())
+
+
+def _limit(text: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UserError("E-OPTION", f"--criterion {text!r}: {number!r} is no number", "give one from 0 on")
+    return value
 
 
 @dataclass(frozen=True)
@@ -103,54 +117,91 @@ def judge(changes: Mapping[str, Interval], reference: str | None, at: Circumstan
     Numbers that came without documents have no interval, and get no verdict.
     """
     judged = [(criterion, changes[criterion.metric]) for criterion in criteria if criterion.metric in changes]
-    said = ", ".join(words(criterion, change, reference is not None) for criterion, change in judged if criterion.broken)
-    against = f"against {reference}" if reference else "no reference to compare with: fixed limits"
+    deciding = [(criterion, change) for criterion, change in judged if criterion.broken is not None]
+    said = ", ".join(words(criterion, change, reference is not None) for criterion, change in deciding)
+    against = f"against {reference}" if reference else _alone(criteria)
     if at.documents is None or not judged:
         return Verdict(None, f"{said or 'nothing was measured'} ({against}); without documents there is no verdict")
     if at.documents < LEAST_DOCUMENTS:
         more = LEAST_DOCUMENTS - at.documents
         return Verdict(NOT_ENOUGH, f"{said} ({against}); {at.documents} documents are too few: measure {more} more at least")
-    if any(not math.isfinite(change.low) for criterion, change in judged if criterion.broken):
+    if any(not math.isfinite(change.low) for _, change in deciding):
         return Verdict(None, f"{said} ({against}); the documents give no interval, so there is no verdict")
-    found = [(criterion, change, span(criterion, change)) for criterion, change in judged]
-    least, most = max(one.least for _, _, one in found), max(one.most for _, _, one in found)
-    notes = [words(c, change, True) for c, change, one in found if one.least and not c.broken]
-    text = "; ".join([f"{said} ({against})", *notes, *_disagreements(changes, at)])
+    least, most = span(judged)
+    text = "; ".join([f"{said} ({against})", *_passed(judged), *_disagreements(changes, at)])
     if least < most:
-        needed = max(_needed(c, change, at.documents) for c, change, one in found if one.most > least)
         between = f"between '{VERDICTS[least]}' and '{VERDICTS[most]}'"
-        return Verdict(NOT_ENOUGH, f"{text}; {between}: measure about {needed - at.documents:,} more documents")
+        return Verdict(NOT_ENOUGH, f"{text}; {between}: {_more(judged, at.documents)}")
     return Verdict(VERDICTS[least], f"{text}: {_next(VERDICTS[least], at)}")
 
 
+def _alone(criteria: Sequence[Criterion]) -> str:
+    limits = " and ".join(f"{limit:g}" for limit in (criteria[0].fine, criteria[0].broken))
+    return f"no reference to compare with, so against fixed limits, {limits}; --sae NAME@MODEL names an SAE's own model"
+
+
 class Span(NamedTuple):
-    """The best and the worst verdict that an interval allows, by their place in VERDICTS."""
+    """The best and the worst verdict that intervals allow, by their place in VERDICTS."""
 
     least: int
     most: int
 
 
-def span(criterion: Criterion, change: Interval) -> Span:
-    """Where an interval lies between the limits. A narrow one, no wider than `fine`, may straddle a limit: there the worse
-    side is taken."""
+def span(judged: Sequence[tuple[Criterion, Interval]]) -> Span:
+    """Of several metrics together: the worst counts."""
+    spans = [_span(criterion, change) for criterion, change in judged]
+    return Span(max(one.least for one in spans), max(one.most for one in spans))
+
+
+def _span(criterion: Criterion, change: Interval) -> Span:
+    """Where an interval lies between the limits. A narrow one, no wider than `fine`, is as good as it needs to be: over the
+    first limit the worse side is taken, over the second the estimate's."""
     low, high = _worst(criterion, change)
-    fine = math.log(criterion.fine) if criterion.worse == "ratio" else criterion.fine
-    limits = (fine, math.inf) if criterion.broken is None else (fine, criterion.broken)
-    least, most = (sum(bound > limit for limit in limits) for bound in (low, high))
-    if criterion.broken is None:
-        return Span(least, least)
-    return Span(most, most) if high - low <= fine else Span(least, most)
+    fine, broken = _limits(criterion)
+    if broken is None:
+        return Span(int(low > fine), int(low > fine))
+    if high - low > fine:
+        return Span((low > fine) + (low > broken), (high > fine) + (high > broken))
+    side = 2 if _worse(criterion, change.value) > broken else int(high > fine)
+    return Span(side, side)
 
 
-def documents_needed(found: Interval, limits: Sequence[float], narrow: float | None, documents: int) -> int:
-    """So many that the interval would be on one side of each limit, or as narrow as is enough, if the estimate stayed and
-    the width shrank with the root of their number."""
-    width, straddled = found.high - found.low, [limit for limit in limits if found.low <= limit <= found.high]
-    halves = ((found.high - found.value if limit > found.value else found.value - found.low, limit) for limit in straddled)
-    factor = max(((half / max(abs(found.value - limit), 1e-4 * width)) ** 2 for half, limit in halves), default=1.0)
-    if narrow is not None:
-        factor = min(factor, (width / narrow) ** 2)
-    return max(documents + 1, math.ceil(documents * factor - 1e-6))
+def _limits(criterion: Criterion) -> tuple[float, float | None]:
+    """Limits in the units of changes, whose ratios are logarithms."""
+    return (math.log(criterion.fine) if criterion.worse == "ratio" else criterion.fine), criterion.broken
+
+
+def _passed(judged: Sequence[tuple[Criterion, Interval]]) -> list[str]:
+    """Which limits are passed, and which may be."""
+    found: dict[str, list[str]] = {}
+    for criterion, change in judged:
+        low, high = _worst(criterion, change)
+        fine, broken = _limits(criterion)
+        beyond = [limit for limit in (fine, broken) if limit is not None and high > limit]
+        if beyond:
+            limit = criterion.fine if beyond[-1] == fine else beyond[-1]
+            name = criterion.words if criterion.broken is not None else words(criterion, change, True)
+            found.setdefault(f"{'is' if low > beyond[-1] else 'may be'} beyond {limit:g}", []).append(name)
+    return [
+        f"{' and '.join(names)} {what.replace('is', 'are', 1) if len(names) > 1 else what}" for what, names in found.items()
+    ]
+
+
+def _more(judged: Sequence[tuple[Criterion, Interval]], documents: int) -> str:
+    """How many more documents would settle it, if estimates stayed and widths shrank with the root of their number."""
+    for step in range(1, 65):
+        more = math.ceil(documents * (2 ** (step / 8) - 1))
+        shrink = math.sqrt(documents / (documents + more))
+        least, most = span([(criterion, shrunk(change, shrink)) for criterion, change in judged])
+        if least == most:
+            return f"measure about {more:,} more documents"
+    return "it is too close to a limit for more documents to settle"
+
+
+def shrunk(change: Interval, by: float) -> Interval:
+    """The interval about the same estimate, narrower by a factor."""
+    value = change.value
+    return Interval(value, value - by * (value - change.low), value + by * (change.high - value))
 
 
 def words(criterion: Criterion, change: Interval, signed: bool) -> str:
@@ -163,16 +214,16 @@ def words(criterion: Criterion, change: Interval, signed: bool) -> str:
     return f"{criterion.words} {value}{criterion.unit}{bounds}"
 
 
-def _needed(criterion: Criterion, change: Interval, documents: int) -> int:
-    limits = [limit for limit in (criterion.fine, criterion.broken) if limit is not None]
-    return documents_needed(change, limits, criterion.fine, documents)
-
-
 def _worst(criterion: Criterion, change: Interval) -> tuple[float, float]:
     """The interval as one of a number that is larger the worse it is."""
     if criterion.worse == "more" or (criterion.worse == "ratio" and change.value >= 0):
         return change.low, change.high
     return -change.high, -change.low
+
+
+def _worse(criterion: Criterion, value: float) -> float:
+    """An estimate in the same direction."""
+    return abs(value) if criterion.worse == "ratio" else value if criterion.worse == "more" else -value
 
 
 NOTABLE = 0.01

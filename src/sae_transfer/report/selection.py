@@ -1,6 +1,7 @@
 """Names of models, SAEs, data sets and token kinds -> which records are asked for."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from sae_transfer.errors import UserError
 from sae_transfer.metrics.cells import Record
@@ -19,7 +20,13 @@ def only(cells: Iterable[Cell], wanted: Wanted) -> Callable[[Record], bool]:
             if name not in known:
                 option = f"--{key.replace('_', '-')}"
                 raise UserError("E-OPTION", f"{option} {name!r} is not in this run", f"choose from {', '.join(known)}")
-    return lambda record: all(not names or _among(record, key, names) for key, names in wanted.items())
+
+    def keep(record: Record) -> bool:
+        return all(not names or _among(record, key, names) for key, names in wanted.items())
+
+    if not any(keep(asdict(cell)) for cell in there):
+        raise UserError("E-OPTION", "no cell of this run has all of these names", "give fewer of them")
+    return keep
 
 
 def _among(record: Record, key: str, names: Sequence[str]) -> bool:

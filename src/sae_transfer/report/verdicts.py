@@ -51,9 +51,15 @@ def _answer(sae: str, model: str, verdict: str | None, records: Sequence[Record]
     kinds: dict[str, list[str]] = {}
     for record in records:
         kinds.setdefault(record["data"], []).append(record["token_kind"])
-    worst = max(records, key=lambda record: record["delta_ce"] or 0.0)
+    worst = max(records, key=_cost)
     places = tuple(place(data, *of) for data, of in kinds.items())
     return Answer(sae, model, verdict, places, place_of(worst), worst["why"], moved(worst))
+
+
+def _cost(record: Record) -> float:
+    """What splicing costs more than with the reference, or at all where there is none."""
+    named = ("delta_ce_change", "kl_change") if record["kl_change"] is not None else ("delta_ce", "kl")
+    return max((record[name] for name in named if record[name] is not None), default=0.0)
 
 
 def moved(record: Record) -> str:
@@ -61,8 +67,8 @@ def moved(record: Record) -> str:
     if record["drift_cosine"] is None:
         return ""
     cosine, ratio, cka = (record[f"drift_{name}"] for name in ("cosine", "norm_ratio", "cka"))
-    times = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
-    return f"stream against its own model's: cosine {cosine:.2f}, norms {times} times, CKA {cka:.2f}"
+    times = f"{ratio:.2f}" if 0.1 <= ratio < 10 else f"{ratio:.3g}"
+    return f"residual stream against the SAE's own model's: cosine {cosine:.2f}, norms {times} times, CKA {cka:.2f}"
 
 
 def place(data: str, *token_kinds: str) -> str:
@@ -81,7 +87,7 @@ def terminal(records: Sequence[Record], width: int | None, colour: bool) -> str:
     found = answers(records)
     if not found:
         return ""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for answer in found:

@@ -1,5 +1,6 @@
 """`check`: a run + bounds -> whether they hold, so that a team revalidates its SAEs at every update of a model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ def check(
     run = run if isinstance(run, Run) else Run(run)
     limits = {"max_delta_ce": max_delta_ce, "max_kl": max_kl, "min_explained_variance": min_explained_variance}
     bounds = [replace(BOUNDS[name], limit=limit) for name, limit in limits.items() if limit is not None]
+    for bound in bounds:
+        if not math.isfinite(bound.limit):
+            raise UserError("E-OPTION", f"a bound of {bound.limit} on {bound.metric} checks nothing", "give a number")
     if not bounds:
         raise UserError("E-OPTION", "nothing to check", "give --max-delta-ce, --max-kl or --min-explained-variance")
     if run.manifest.status != "done":
@@ -45,8 +49,6 @@ def check(
     wanted = {"model": several(model), "sae": several(sae), "data": several(data), "token_kind": several(token_kind)}
     keep = only(run.cells, wanted)
     records = [record for record in run.records() if keep(record)]
-    if not records:
-        raise UserError("E-OPTION", "no cell of this run has all of these names", "give fewer of them")
     return outcomes(records, bounds)
 
 
