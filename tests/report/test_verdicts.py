@@ -8,12 +8,25 @@ from sae_transfer.report.verdicts import answers, terminal
 from tests.running import run
 
 NOT_MOVED = dict.fromkeys(("drift_cosine", "drift_norm_ratio", "drift_cka"))
+NOT_COMPARED = dict.fromkeys(("delta_ce_change", "kl_change"))
 
 
 def record(token_kind: str, verdict: str | None, delta_ce: float, **changes: Any) -> dict[str, Any]:
     """Of one SAE on one model."""
     names = {"model": "m", "sae": "s", "data": "chats", "token_kind": token_kind}
-    return names | {"verdict": verdict, "why": f"why {delta_ce}", "reference": "r", "delta_ce": delta_ce, **NOT_MOVED} | changes
+    return (
+        names
+        | {
+            "verdict": verdict,
+            "why": f"why {delta_ce}",
+            "reference": "r",
+            "delta_ce": delta_ce,
+            "kl": 0.0,
+            **NOT_MOVED,
+            **NOT_COMPARED,
+        }
+        | changes
+    )
 
 
 def test_kinds_with_one_verdict_stand_together_and_the_costliest_says_why() -> None:
@@ -32,6 +45,14 @@ def test_kinds_with_one_verdict_stand_together_and_the_costliest_says_why() -> N
         ("transfers", ("chats (rollout, system)", "text"), "why 0.3"),
     ]
     assert found[1].reason() == "chats (system): why 0.3"
+
+
+def test_the_change_from_the_reference_says_what_is_costliest() -> None:
+    """Not what splicing costs in all, which the reference may cost too."""
+    changes = {"delta_ce_change": 0.0, "kl_change": 0.0}
+    dear = record("rollout", "transfers", 0.9, **changes)
+    (found,) = answers([dear, record("system", "transfers", 0.1, **(changes | {"kl_change": 0.04}))])
+    assert found.worst == "chats (system)"
 
 
 def test_names_cannot_steer_a_terminal() -> None:
