@@ -31,7 +31,8 @@ TYPICAL_FACTOR = 0.16
 
 @dataclass(frozen=True)
 class Setting:
-    """SmolLM2-135M-Instruct in float32, two SAEs whose norm scaling is folded into their weights, and 16 x 256 tokens."""
+    """A model, SAEs and data, loaded. `load` gives SmolLM2-135M-Instruct in float32, two SAEs whose norm scaling is folded into
+    their weights, and 16 x 256 tokens."""
 
     spec: EvaluateSpec
     found: Resolved
@@ -68,6 +69,11 @@ def load(folder: Path) -> Setting:
         batch_size=BATCH_SIZE,
         device="cpu",
     )
+    return of(spec, rows, real)
+
+
+def of(spec: EvaluateSpec, rows: list[list[int]], real: bool) -> Setting:
+    """What a spec needs, loaded."""
     found = resolved(spec)
     loaded = tuple(saes.load(sae, spec.device) for sae in found.saes)
     boundaries = sorted({sae.facts.hook_point.boundary for sae in loaded})
